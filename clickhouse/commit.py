@@ -1,0 +1,123 @@
+"""Group commit: what many requests bring within a few milliseconds becomes one durable insert."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from clickhouse.errors import StoreUnavailableError
+from clickhouse.event import Event
+from clickhouse.metrics import StoreMetrics
+from clickhouse.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENTS_WAITING: Final = 200_000
+MAX_EVENTS_A_COMMIT: Final = 50_000
+COMMITTERS: Final = 2
+_OVERLOADED: Final = "more events are waiting for the store than it can take; send them again later"
+
+
+class _Waiting(NamedTuple):
+    events: Sequence[Event]
+    done: asyncio.Future[None]
+
+
+class GroupCommit:
+    """Collects events while the store is busy with the last commit; memory is bounded by `MAX_EVENTS_WAITING`.
+
+    Lives on one event loop. No timer is needed: the time that an insert takes is the time in which the next gathers.
+    """
+
+    def __init__(
+        self, writer: Writer, metrics: StoreMetrics, *, max_waiting: int = MAX_EVENTS_WAITING, timeout: float = 45.0
+    ) -> None:
+        self._writer = writer
+        self._metrics = metrics
+        self._max_waiting = max_waiting
+        self._timeout = timeout
+        self._queue: list[_Waiting] = []
+        self._events_held = 0
+        self._arrived = asyncio.Event()
+        self._stopping = False
+        self._threads = ThreadPoolExecutor(COMMITTERS, thread_name_prefix="commit")
+        self._committers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Starts the committers."""
+        self._committers = [asyncio.create_task(self._commit_for_ever()) for _ in range(COMMITTERS)]
+
+    async def stop(self) -> None:
+        """Refuses new events, stores those that wait, then ends."""
+        self._stopping = True
+        self._arrived.set()
+        await asyncio.gather(*self._committers)
+        self._threads.shutdown()
+
+    async def write(self, events: Sequence[Event]) -> None:
+        """Returns when every event is durable.
+
+        Raises StoreUnavailableError when the store fails or too much is waiting; the events may be sent again.
+        """
+        if not events:
+            return
+        if self._stopping:
+            raise StoreUnavailableError("the service is stopping", retry_after=5)
+        if self._events_held and self._events_held + len(events) > self._max_waiting:
+            raise StoreUnavailableError(_OVERLOADED, retry_after=1)
+        waiting = _Waiting(events, asyncio.get_running_loop().create_future())
+        self._events_held += len(events)
+        self._queue.append(waiting)
+        self._arrived.set()
+        try:
+            # Shielded: a sender that hangs up takes nothing back, its events may be in the insert already.
+            await asyncio.wait_for(asyncio.shield(waiting.done), self._timeout)
+        except TimeoutError:
+            raise StoreUnavailableError("the store did not answer in time", retry_after=5) from None
+
+    async def _commit_for_ever(self) -> None:
+        while True:
+            await self._arrived.wait()
+            group = self._take()
+            if group:
+                await self._commit(group)
+            elif self._stopping:
+                return
+            else:
+                self._arrived.clear()
+
+    def _take(self) -> list[_Waiting]:
+        events = taken = 0
+        for waiting in self._queue:
+            if taken and events + len(waiting.events) > MAX_EVENTS_A_COMMIT:
+                break
+            events += len(waiting.events)
+            taken += 1
+        group, self._queue = self._queue[:taken], self._queue[taken:]
+        return group
+
+    async def _commit(self, group: list[_Waiting]) -> None:
+        events = [event for waiting in group for event in waiting.events]
+        started = time.perf_counter()
+        failure: Exception | None = None
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._writer.write, events)
+        except Exception as error:  # each waiting request gets it; the committer itself must live on
+            failure = error
+            self._metrics.commit_failures.inc()
+            logger.warning("commit of %d events failed: %s", len(events), error)
+        else:
+            self._metrics.commit_events.observe(len(events))
+            self._metrics.commit_seconds.observe(time.perf_counter() - started)
+        self._events_held -= len(events)
+        for waiting in group:
+            with contextlib.suppress(asyncio.InvalidStateError):
+                if failure is None:
+                    waiting.done.set_result(None)
+                else:
+                    waiting.done.set_exception(failure)

@@ -1,0 +1,127 @@
+"""The epoch: a stretch of writing whose touched slots are marked before their events arrive.
+
+A mark says "the rollups may not know this slot yet". It has to be durable before the first event of its slot, and
+it may go only when the rollups were recomputed after the last one: anything else is a count that is wrong for ever.
+One mark serves all inserts of an epoch, so steady traffic pays one insert a commit, not three.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+SLOT_MS: Final = 15 * 60 * 1000
+_RANDOM_BITS: Final = 20
+
+Slot = tuple[str, int]  # tenant_id, start of the 15 minutes in seconds since the epoch
+
+
+def slot_start(issued_at_ms: int) -> int:
+    """Start of the 15-minute slot (UTC), in seconds, of a moment in milliseconds."""
+    return issued_at_ms // SLOT_MS * (SLOT_MS // 1000)
+
+
+def new_epoch_id(now_ms: int) -> int:
+    """An id that no other process makes and that tells when it was made (see `epoch_age_ms`)."""
+    return (now_ms << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+
+
+def epoch_made_at_ms(epoch_id: int) -> int:
+    """When the epoch was opened, in milliseconds since the Unix epoch."""
+    return epoch_id >> _RANDOM_BITS
+
+
+@dataclass
+class Epoch:
+    """Inserts under way and slots marked; guarded by the lock of its `Epochs`."""
+
+    id: int
+    opened: float  # monotonic seconds
+    marked: set[Slot] = field(default_factory=set)
+    landed_rows: int = 0
+    in_flight: int = 0
+    not_before: float = 0.0  # monotonic seconds; an insert of unknown outcome may land until then
+
+
+class Epochs:
+    """The open epoch of this process, and the sealed ones that wait for their recompute. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._current: Epoch | None = None
+        self._sealed: list[Epoch] = []
+
+    def enter(self, now_ms: int, monotonic: float) -> Epoch:
+        """The epoch to write under; `leave` must follow."""
+        with self._condition:
+            if self._current is None:
+                self._current = Epoch(new_epoch_id(now_ms), monotonic)
+                self._condition.notify_all()
+            self._current.in_flight += 1
+            return self._current
+
+    def unmarked(self, epoch: Epoch, slots: set[Slot]) -> set[Slot]:
+        """Those of `slots` that still need a mark."""
+        with self._condition:
+            return slots - epoch.marked
+
+    def marks_are_durable(self, epoch: Epoch, slots: set[Slot]) -> None:
+        """To be called only after the insert of these marks was answered."""
+        with self._condition:
+            epoch.marked |= slots
+
+    def leave(self, epoch: Epoch, *, landed_rows: int, not_before: float = 0.0) -> None:
+        """Ends one insert; `not_before` delays the recompute of one whose outcome is unknown."""
+        with self._condition:
+            epoch.in_flight -= 1
+            epoch.landed_rows += landed_rows
+            epoch.not_before = max(epoch.not_before, not_before)
+            self._condition.notify_all()
+
+    def wait_for_work(self, timeout: float | None = None) -> bool:
+        """Blocks until an epoch is open or sealed (or `wake` is called); says whether there is one."""
+        with self._condition:
+            if self._current is None and not self._sealed:
+                self._condition.wait(timeout)
+            return self._current is not None or bool(self._sealed)
+
+    def wake(self) -> None:
+        """Ends a `wait_for_work` early."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def seal(self) -> None:
+        """No further insert enters the current epoch."""
+        with self._condition:
+            if self._current is not None:
+                self._sealed.append(self._current)
+                self._current = None
+
+    def landed(self, monotonic: float) -> list[Epoch]:
+        """The sealed epochs all of whose inserts have landed."""
+        with self._condition:
+            return [epoch for epoch in self._sealed if epoch.in_flight == 0 and epoch.not_before <= monotonic]
+
+    def wait_until_landed(self, timeout: float) -> None:
+        """Blocks until no sealed epoch has an insert under way, or for `timeout` seconds."""
+        with self._condition:
+            self._condition.wait_for(lambda: all(epoch.in_flight == 0 for epoch in self._sealed), timeout)
+
+    def close(self, epoch: Epoch) -> None:
+        """Forgets a recomputed epoch."""
+        with self._condition:
+            self._sealed.remove(epoch)
+            self._condition.notify_all()
+
+    def own_ids(self) -> set[int]:
+        """Ids of this process's epochs."""
+        with self._condition:
+            return {epoch.id for epoch in self._sealed} | ({self._current.id} if self._current else set())
+
+    def dirty_slots(self) -> int:
+        """How many slots this process has marked and not yet recomputed."""
+        with self._condition:
+            open_epochs = [*self._sealed, *([self._current] if self._current else [])]
+            return sum(len(epoch.marked) for epoch in open_epochs)

@@ -1,0 +1,69 @@
+"""The store's own metrics, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 20_000, 50_000)
+
+
+class StoreMetrics:
+    """Registers on `registry`; `dirty_slots` is asked at each scrape."""
+
+    def __init__(self, registry: CollectorRegistry, dirty_slots: Callable[[], int] = lambda: 0) -> None:
+        self.commit_events = Histogram(
+            "agentidp_analytics_commit_events",
+            "Events in one group commit.",
+            buckets=_EVENTS,
+            registry=registry,
+        )
+        self.commit_seconds = Histogram(
+            "agentidp_analytics_commit_duration_seconds",
+            "Time of one group commit, from the first statement to durable.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.commit_failures = Counter(
+            "agentidp_analytics_commit_failures",
+            "Group commits that the store did not answer; their senders were told to send again.",
+            registry=registry,
+        )
+        self.recompute_seconds = Histogram(
+            "agentidp_analytics_recompute_duration_seconds",
+            "Time of one recompute of the rollups.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.recompute_failures = Counter(
+            "agentidp_analytics_recompute_failures",
+            "Recomputes that the store did not answer; answers stay exact, from raw events.",
+            registry=registry,
+        )
+        self.duplicates_found = Counter(
+            "agentidp_analytics_duplicates_found",
+            "Events that were sent again and counted once.",
+            registry=registry,
+        )
+        Gauge(
+            "agentidp_analytics_dirty_slots",
+            "15-minute slots with events that the rollups do not have yet; they are answered from raw events.",
+            registry=registry,
+        ).set_function(dirty_slots)
+        self.verify_differences = Gauge(
+            "agentidp_analytics_verify_differences",
+            "Tenant-days of the last daily check whose rollups differ from a recount of the raw events.",
+            registry=registry,
+        )
+        self.verify_conflicts = Gauge(
+            "agentidp_analytics_verify_conflicting_ids",
+            "Event ids of the last daily check that were sent with two times, agents or outcomes.",
+            registry=registry,
+        )
+        self.verify_last_run = Gauge(
+            "agentidp_analytics_verify_last_run_timestamp_seconds",
+            "When the last daily check ended (Unix time).",
+            registry=registry,
+        )

@@ -1,0 +1,231 @@
+"""The connection: one code path to embedded chDB and to a ClickHouse server, a client per thread."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from clickhouse.errors import StoreError, StoreInUseError, StoreSetupError, StoreUnavailableError
+
+# Counts must not depend on what a server's profile says, so every setting that touches them is sent along.
+SETTINGS: Final[Mapping[str, str | int]] = {
+    # An asynchronous insert is answered from memory: a crash would lose what we called durable.
+    "async_insert": 0,
+    # Block deduplication drops an insert by its hash; identity is our own affair, and its window has lost inserts.
+    "insert_deduplicate": 0,
+    # A backfill batch may span every month since 2000; the default of 100 partitions would refuse it.
+    "max_partitions_per_insert_block": 0,
+    "max_memory_usage": 4 * 1024**3,
+    "max_execution_time": 300,
+}
+# What a cluster needs on top: an insert is answered by a majority, and a read sees every answered insert.
+CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
+    "insert_quorum": "auto",
+    "insert_quorum_parallel": 0,
+    "select_sequential_consistency": 1,
+    "distributed_foreground_insert": 1,
+    "distributed_ddl_task_timeout": 120,
+}
+UNKNOWN_DATABASE: Final = 81
+_WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
+
+
+class Store:
+    """Runs statements on the store that a DSN names. Thread-safe: each thread gets a client of its own.
+
+    A client is not safe for two statements at once, and on chDB a session per thread is also the fastest
+    arrangement. Raises StoreInUseError, StoreSetupError or StoreUnavailableError when it cannot be opened.
+    """
+
+    def __init__(self, dsn: str, *, cluster: str | None = None, insert_timeout: int = 30) -> None:
+        self.dsn = dsn
+        self.cluster = cluster
+        self.embedded = dsn.startswith("chdb:")
+        self.insert_timeout = insert_timeout  # seconds an insert may take before its outcome counts as unknown
+        self._settings = dict(SETTINGS) | (dict(CLUSTER_SETTINGS) if cluster else {})
+        self._local = threading.local()
+        self._clients: list[Client] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        if self.embedded:
+            _prepare_directory(dsn)
+        self._client()  # so that a wrong DSN is known now, not at the first event
+
+    @property
+    def path(self) -> Path | None:
+        """The directory of an embedded store, None for a server."""
+        return Path(urlsplit(self.dsn).path) if self.embedded else None
+
+    @property
+    def address(self) -> str:
+        """The DSN without its user and password, fit for logs and errors."""
+        return redact(self.dsn)
+
+    def command(self, sql: str, parameters: Mapping[str, Any] | None = None, **settings: str | int) -> None:
+        """Runs a statement that returns nothing. Raises StoreError."""
+        with self._errors():
+            self._client().command(sql, parameters=dict(parameters or {}), settings=dict(settings))
+
+    def columns(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> list[list[Any]]:
+        """Runs a SELECT and returns its columns; an empty list when there are no rows. Raises StoreError."""
+        with self._errors():
+            result = self._client().query(sql, parameters=dict(parameters or {}), settings=dict(settings or {}))
+            return [list(column) for column in result.result_columns]
+
+    def rows(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Runs a SELECT and returns its rows. Raises StoreError."""
+        return list(zip(*self.columns(sql, parameters, settings), strict=True))
+
+    def insert(self, table: str, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> None:
+        """Inserts equal-length `columns` and returns once they are durable.
+
+        Raises StoreUnavailableError: the rows may or may not be stored, and inserting them again is safe.
+        """
+        if not columns or not columns[0]:
+            return
+        with self._errors(writing=True):
+            self._client().insert(
+                table,
+                columns,
+                column_names=list(names),
+                column_type_names=None,
+                column_oriented=True,
+                settings={"max_execution_time": self.insert_timeout},
+            )
+
+    def close(self) -> None:
+        """Closes every client; later calls fail."""
+        with self._lock:
+            self._closed = True
+            clients, self._clients = self._clients, []
+        for client in clients:
+            with contextlib.suppress(Exception):
+                client.close()
+
+    def _client(self) -> Client:
+        client: Client | None = getattr(self._local, "client", None)
+        if client is None or self._closed:
+            if self._closed:
+                raise StoreUnavailableError("the store is closed")
+            with self._errors(opening=True):
+                client = self._connect()
+            self._local.client = client
+            with self._lock:
+                self._clients.append(client)
+        return client
+
+    def _connect(self) -> Client:
+        arguments: dict[str, Any] = {"settings": dict(self._settings)}
+        if not self.embedded:
+            arguments |= {
+                "autogenerate_session_id": False,
+                "connect_timeout": 5,
+                "send_receive_timeout": self.insert_timeout + 5,
+                "query_retries": 0,
+                "form_encode_query_params": True,  # lists of slots would outgrow a URL
+            }
+        try:
+            return clickhouse_connect.get_client(dsn=self.dsn, **arguments)
+        except ClickHouseError as error:
+            database = urlsplit(self.dsn).path.strip("/")
+            if _code(error) != UNKNOWN_DATABASE or self.embedded or not database:
+                raise
+        on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""
+        parts = urlsplit(self.dsn)
+        bootstrap = clickhouse_connect.get_client(dsn=urlunsplit(parts._replace(path="/default")), **arguments)
+        bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(database)}{on_cluster}")
+        bootstrap.close()
+        return clickhouse_connect.get_client(dsn=self.dsn, **arguments)
+
+    @contextlib.contextmanager
+    def _errors(self, *, writing: bool = False, opening: bool = False) -> Iterator[None]:
+        """Turns every driver, engine and socket error into a StoreError; credentials never get into its text."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except ClickHouseError as error:
+            raise self._translated(error, writing=writing, opening=opening) from error
+        except (OSError, ValueError) as error:
+            raise StoreUnavailableError(f"the store at {self.address} failed: {type(error).__name__}") from error
+
+    def _translated(self, error: ClickHouseError, *, writing: bool, opening: bool) -> StoreError:
+        text = redact_text(str(error), self.dsn)
+        if self.embedded and opening:
+            return StoreSetupError(f"--dsn {self.address}: the embedded store cannot be opened: {text[:300]}")
+        if _code(error) in _WRONG_CREDENTIALS:
+            return StoreSetupError(f"--dsn {self.address}: the server refused the user or password")
+        if writing or opening or _code(error) is None or _code(error) in _TRANSIENT:
+            return StoreUnavailableError(f"the store at {self.address} failed: {text[:300]}")
+        return StoreError(f"the store at {self.address} refused a statement: {text[:500]}")
+
+
+# Engine errors that pass by themselves: time-outs, memory, too many queries or parts, full or read-only disk,
+# network and Keeper trouble, missing replicas.
+_TRANSIENT: Final = frozenset(
+    {74, 75, 76, 159, 164, 202, 203, 209, 210, 225, 236, 241, 242, 243, 252, 279, 285, 286, 319, 439, 999}
+)
+
+
+def _code(error: ClickHouseError) -> int | None:
+    """The engine's error code; None when the error did not come from the engine."""
+    return getattr(error, "code", None)
+
+
+def quote_name(name: str | None) -> str:
+    """An identifier, safe to put between SQL words."""
+    return "`" + (name or "").replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def redact(dsn: str) -> str:
+    """A DSN without user, password and query string."""
+    parts = urlsplit(dsn)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def redact_text(text: str, dsn: str) -> str:
+    """Driver messages may repeat the DSN; this takes its password out."""
+    password = urlsplit(dsn).password
+    return text.replace(dsn, redact(dsn)).replace(password, "***") if password else text
+
+
+def _prepare_directory(dsn: str) -> None:
+    path = Path(urlsplit(dsn).path)
+    if not path.is_absolute():
+        raise StoreSetupError(
+            f"--dsn {dsn}: an embedded store needs an absolute path, such as chdb:///var/lib/agentidp"
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreSetupError(f"--dsn {dsn}: the directory cannot be made: {error.strerror}") from error
+    if _is_locked(path / "status"):
+        raise StoreInUseError(
+            f"--dsn {dsn}: another process has this embedded store open; stop that process, or share the store "
+            "through a ClickHouse server"
+        )
+
+
+def _is_locked(status: Path) -> bool:
+    """Whether the engine of another process holds its lock; the engine's own error for this is a riddle."""
+    try:
+        with status.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,120 @@
+"""The upkeep: one thread that seals epochs, recomputes their slots and repairs what a crash left behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from clickhouse.epoch import Epochs, epoch_made_at_ms
+from clickhouse.errors import StoreError
+from clickhouse.metrics import StoreMetrics
+from clickhouse.rollups import Recompute, Rollups
+from clickhouse.store import Store
+from clickhouse.writer import ORPHAN_AFTER_SECONDS
+
+logger = logging.getLogger(__name__)
+
+# Recomputing may take this share of the time at most: under load epochs grow longer instead of work more frequent.
+_DUTY: Final = 0.2
+_RETRY_SECONDS: Final = 2.0
+_ADOPT_EVERY_SECONDS: Final = 60.0
+
+
+class Upkeep:
+    """Keeps the rollups up with the events. Answers never wait for it: a slot it has not reached is read raw."""
+
+    def __init__(
+        self,
+        store: Store,
+        epochs: Epochs,
+        rollups: Rollups,
+        metrics: StoreMetrics,
+        *,
+        pause_seconds: float = 0.5,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._rollups = rollups
+        self._metrics = metrics
+        self._pause_seconds = pause_seconds
+        self._clock = clock
+        self._last_seconds = 0.0
+        self._adopted_at = float("-inf")
+        self._working = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Starts the thread; the first thing it does is to repair what an earlier process left."""
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after the work at hand. Open epochs keep their marks: the next start takes them up."""
+        self._stopping.set()
+        self._epochs.wake()
+        if self._thread is not None:
+            self._thread.join()
+
+    def settle(self) -> None:
+        """Blocks until every event written before the call is in the rollups. Raises StoreError."""
+        self._epochs.seal()
+        self._epochs.wait_until_landed(self._store.insert_timeout)
+        self._work()
+
+    def repair(self, progress: Callable[[int], None] = lambda slots: None) -> Recompute | None:
+        """Recomputes epochs whose process is gone: all foreign ones of an embedded store, old ones of a server.
+
+        Raises StoreError.
+        """
+        with self._working:
+            orphans = [epoch for epoch in self._rollups.marked_epochs() if self._is_orphan(epoch)]
+            if not orphans:
+                return None
+            logger.info("repairing: %d epochs of an earlier process were not rolled up", len(orphans))
+            done = self._rollups.recompute(orphans, progress)
+            logger.info("repaired: %d slots recounted in %.1f s", done.slots, done.seconds)
+            return done
+
+    def _is_orphan(self, epoch: int) -> bool:
+        if epoch in self._epochs.own_ids():
+            return False
+        # An embedded store has one process, so whatever is not ours is dead. A server's may just be slow.
+        age_seconds = self._clock() - epoch_made_at_ms(epoch) / 1000
+        return self._store.embedded or age_seconds > ORPHAN_AFTER_SECONDS
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._adopt()
+                if self._epochs.wait_for_work(_ADOPT_EVERY_SECONDS) and not self._stopping.is_set():
+                    self._stopping.wait(max(self._pause_seconds, self._last_seconds / _DUTY))
+                    self._epochs.seal()
+                    self._epochs.wait_until_landed(self._store.insert_timeout)
+                    self._work()
+            except StoreError as error:
+                self._metrics.recompute_failures.inc()
+                logger.warning("recompute failed, will be tried again: %s", error)
+                self._stopping.wait(_RETRY_SECONDS)
+
+    def _adopt(self) -> None:
+        now = time.monotonic()
+        if now - self._adopted_at >= _ADOPT_EVERY_SECONDS:
+            self.repair()
+            self._adopted_at = now
+
+    def _work(self) -> None:
+        with self._working:
+            landed = self._epochs.landed(time.monotonic())
+            if not landed:
+                return
+            done = self._rollups.recompute([epoch.id for epoch in landed])
+            for epoch in landed:
+                self._epochs.close(epoch)
+            self._last_seconds = done.seconds
+            self._metrics.recompute_seconds.observe(done.seconds)
+            self._metrics.duplicates_found.inc(max(0, sum(epoch.landed_rows for epoch in landed) - done.gained))

@@ -1,0 +1,67 @@
+"""The writer: events in, durable when it returns. Marks first, then raw; nothing else is owed to an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from clickhouse.epoch import Epoch, Epochs, Slot, slot_start
+from clickhouse.errors import StoreUnavailableError
+from clickhouse.event import Event
+from clickhouse.store import Store
+
+_MARK_COLUMNS: Final = ("epoch", "tenant_id", "slot")
+
+# An epoch of a dead process is adopted by another one after this; an insert that took longer marks its slots again.
+ORPHAN_AFTER_SECONDS: Final = 600
+
+
+class Writer:
+    """Writes batches of events; any number of threads may call it at once."""
+
+    def __init__(self, store: Store, epochs: Epochs, *, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._clock = clock
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Returns once every event is durable and its slots are marked.
+
+        Raises StoreUnavailableError: none, some or all of the events may be stored. Writing them again is safe
+        and the only right thing to do, because an event is counted once however often it is written.
+        """
+        if not events:
+            return
+        columns = list(zip(*events, strict=True))
+        slots = set(zip(columns[0], map(slot_start, columns[1]), strict=True))
+        started = time.monotonic()
+        epoch = self._epochs.enter(int(self._clock() * 1000), started)
+        landed_rows, not_before = 0, 0.0
+        try:
+            self._mark(epoch, slots)
+            self._store.insert("events", Event._fields, columns)
+            landed_rows = len(events)
+        except StoreUnavailableError:
+            # It may still land until the server gives up on it; the rollups must not be called clean before.
+            not_before = time.monotonic() + self._store.insert_timeout
+            raise
+        finally:
+            self._epochs.leave(epoch, landed_rows=landed_rows, not_before=not_before)
+        if not self._store.embedded and time.monotonic() - epoch.opened > ORPHAN_AFTER_SECONDS / 2:
+            self.mark(slots)
+
+    def mark(self, slots: set[Slot]) -> None:
+        """Marks slots whose events have changed already (late landing, erasure), so that they are recomputed."""
+        epoch = self._epochs.enter(int(self._clock() * 1000), time.monotonic())
+        try:
+            self._mark(epoch, slots)
+        finally:
+            self._epochs.leave(epoch, landed_rows=0)
+
+    def _mark(self, epoch: Epoch, slots: set[Slot]) -> None:
+        missing = self._epochs.unmarked(epoch, slots)
+        if missing:
+            tenants, starts = zip(*sorted(missing), strict=True)
+            self._store.insert("marks", _MARK_COLUMNS, [[epoch.id] * len(missing), tenants, starts])
+            self._epochs.marks_are_durable(epoch, missing)

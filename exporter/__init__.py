@@ -1,0 +1,1 @@
+"""The Prometheus face: a snapshot of all tenants, rendered once and served as bytes."""

@@ -1,0 +1,1 @@
+"""The JSON face: ingest and the three tenant-scoped questions over HTTP."""
