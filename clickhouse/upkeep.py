@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from clickhouse.epoch import Epochs, epoch_made_at_ms
@@ -65,6 +66,12 @@ class Upkeep:
         self._epochs.seal()
         self._epochs.wait_until_landed(self._store.insert_timeout)
         self._work()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No recompute of this process runs inside; it would bring back rollups of events being removed."""
+        with self._working:
+            yield
 
     def repair(self, progress: Callable[[int], None] = lambda slots: None) -> Recompute | None:
         """Recomputes epochs whose process is gone: all foreign ones of an embedded store, old ones of a server.

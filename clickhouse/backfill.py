@@ -1,0 +1,163 @@
+"""The backfill: NDJSON files and streams into the writer, in bounded memory, resumable by running it again."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Final, NamedTuple
+
+import zstandard
+from isal import igzip
+
+from clickhouse.event import Event, EventRejectedError, FieldError, parse_event
+
+EVENTS_A_BATCH: Final = 50_000
+MAX_LINE_BYTES: Final = 1_000_000
+WRITERS: Final = 2
+
+
+class Reject(NamedTuple):
+    """A line that was not taken: where it stands (line numbers from 1), why, and its text."""
+
+    file: str
+    line: int
+    errors: list[FieldError]
+    text: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a backfill did so far; `read` and `total` in bytes of the files as they lie on disk (total 0: unknown)."""
+
+    accepted: int = 0
+    rejected: int = 0
+    read: int = 0
+    total: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+
+
+class InputError(Exception):
+    """A file that cannot be read to its end: missing, not permitted, or damaged compression."""
+
+
+def backfill(
+    paths: Sequence[str],
+    write: Callable[[Sequence[Event]], None],
+    *,
+    now_ms: Callable[[], int],
+    on_reject: Callable[[Reject], None] = lambda reject: None,
+    on_progress: Callable[[Tally], None] = lambda tally: None,
+) -> Tally:
+    """Reads every file (`-`: standard input; `.gz` and `.zst` are unpacked) and writes the events in batches.
+
+    `write` is called from two threads; its StoreError ends the backfill. Lines that are no event go to `on_reject`
+    and change nothing. Raises InputError after the batches before it were written: run it again from the start,
+    events count once.
+    """
+    tally = Tally(total=sum(Path(path).stat().st_size for path in paths if path != "-" and Path(path).is_file()))
+    if "-" in paths:
+        tally.total = 0
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="backfill") as threads:
+        pending: list[tuple[Future[None], int]] = []
+
+        def finish(limit: int) -> None:
+            while len(pending) > limit:
+                done, events = pending.pop(0)
+                done.result()
+                tally.accepted += events
+                on_progress(tally)
+
+        batch: list[Event] = []
+        try:
+            for path in paths:
+                for event in _events(path, tally, now_ms, on_reject):
+                    batch.append(event)
+                    if len(batch) >= EVENTS_A_BATCH:
+                        pending.append((threads.submit(write, batch), len(batch)))
+                        batch = []
+                        finish(WRITERS)
+        finally:
+            if batch:
+                pending.append((threads.submit(write, batch), len(batch)))
+            finish(0)
+    return tally
+
+
+def _events(path: str, tally: Tally, now_ms: Callable[[], int], on_reject: Callable[[Reject], None]) -> Iterator[Event]:
+    for number, line in enumerate(_lines(path, tally), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield parse_line(line, now_ms())
+        except EventRejectedError as error:
+            tally.rejected += 1
+            for reason in error.errors:
+                tally.codes[reason.code] = tally.codes.get(reason.code, 0) + 1
+            on_reject(Reject(path, number, error.errors, line.decode("utf-8", "replace").rstrip("\r\n")))
+
+
+def parse_line(line: bytes, now_ms: int) -> Event:
+    """One NDJSON line as an event. Raises EventRejectedError."""
+    if len(line) > MAX_LINE_BYTES:
+        raise EventRejectedError([FieldError("", "length", f"a line is at most {MAX_LINE_BYTES} bytes long")])
+    try:
+        value = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise EventRejectedError([FieldError("", "json", "the line is not a JSON value")]) from None
+    return parse_event(value, now_ms)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _lines(path: str, tally: Tally) -> Iterator[bytes]:
+    try:
+        with _open(path) as file:
+            counted = _CountedReader(file, tally)
+            stream = _unpacked(path, counted)
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                yield line
+                while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    line = stream.readline(MAX_LINE_BYTES + 1)  # the rest of a line that is too long
+    except (OSError, EOFError, zstandard.ZstdError, zlib.error) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _open(path: str) -> BinaryIO:
+    if path == "-":
+        return sys.stdin.buffer
+    return Path(path).open("rb")
+
+
+def _unpacked(path: str, raw: io.RawIOBase) -> IO[bytes]:
+    buffered = io.BufferedReader(raw, 1 << 20)
+    if path.endswith(".gz"):
+        unpacked: Any = igzip.IGzipFile(fileobj=buffered)  # type: ignore[no-untyped-call]
+        return io.BufferedReader(unpacked, 1 << 20)
+    if path.endswith(".zst"):
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True), 1 << 20)
+    return buffered
+
+
+class _CountedReader(io.RawIOBase):
+    """Counts the bytes that pass, so that progress is that of the file and not of what it unpacks to."""
+
+    def __init__(self, file: BinaryIO, tally: Tally) -> None:
+        self._file = file
+        self._tally = tally
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._tally.read += len(data)
+        return len(data)

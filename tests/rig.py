@@ -1,0 +1,54 @@
+"""Writer, upkeep, queries and totals on one store, checked against the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry
+
+from clickhouse.epoch import Epochs
+from clickhouse.metrics import StoreMetrics
+from clickhouse.queries import Queries
+from clickhouse.removal import Removal
+from clickhouse.rollups import Rollups
+from clickhouse.store import Store
+from clickhouse.tenant import TenantId
+from clickhouse.totals import Totals
+from clickhouse.upkeep import Upkeep
+from clickhouse.writer import Writer
+from tests.oracle import Oracle
+
+NOW = datetime(2026, 11, 23, 9, 15, tzinfo=UTC)
+
+
+class Rig:
+    """The store's parts as `serve` puts them together, without its thread: `upkeep.settle()` does the work."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = NOW.timestamp, skew_seconds: float = 0.0) -> None:
+        self.store = store
+        self.epochs = Epochs()
+        self.writer = Writer(store, self.epochs, clock=clock)
+        self.registry = CollectorRegistry()
+        self.metrics = StoreMetrics(self.registry, self.epochs.dirty_slots)
+        rollups = Rollups(store, skew_seconds=skew_seconds)
+        self.upkeep = Upkeep(store, self.epochs, rollups, self.metrics, clock=clock)
+        self.queries = Queries(store)
+        self.totals = Totals(store, clock=clock)
+        self.removal = Removal(store, self.writer, self.upkeep)
+
+    def check(self, oracle: Oracle, now: datetime = NOW, days: Sequence[int] = (90,)) -> None:
+        """All three answers of every tenant, and of one that does not exist, equal the naive count."""
+        today = now.date()
+        for tenant in (*oracle.tenants(), "nobody"):
+            name = TenantId(tenant)
+            for span in days:
+                assert self.queries.trend(name, today, span) == oracle.trend(tenant, today, span)
+                assert self.queries.activity(name, today, span) == oracle.activity(tenant, today, span)
+            assert self.queries.agents(name, today) == oracle.agents(tenant, today)
+
+    def value(self, metric: str) -> float:
+        """The value of one of the store's own metrics."""
+        found = self.registry.get_sample_value(metric)
+        assert found is not None, metric
+        return found

@@ -1,0 +1,345 @@
+"""Marks, recompute, repair, audit, retention and erasure on a real store."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+
+from clickhouse.errors import StoreError, StoreUnavailableError
+from clickhouse.event import Event
+from clickhouse.store import Store
+from clickhouse.tenant import TenantId
+from clickhouse.verify import verify
+from tests.oracle import Oracle
+from tests.rig import NOW, Rig
+
+A, B = "org-a", "org-b"
+
+
+def event(
+    number: int, tenant: str = A, agent: str = "agent-1", *, hours_ago: float = 1, outcome: str = "success"
+) -> Event:
+    at = NOW - timedelta(hours=hours_ago)
+    return Event(tenant, int(at.timestamp() * 1000), f"event-{number}", agent, outcome)
+
+
+def spread(count: int, tenant: str = A, agents: int = 3) -> list[Event]:
+    """Events over the last 40 days, one every few hours."""
+    return [event(number, tenant, f"agent-{number % agents}", hours_ago=1 + number * 7) for number in range(count)]
+
+
+def test_duplicates_change_nothing_and_are_counted(store: Store) -> None:
+    rig = Rig(store)
+    events = spread(50)
+    rig.writer.write([*events, *events])
+    rig.upkeep.settle()
+    rig.writer.write(list(reversed(events)))
+    rig.check(Oracle(events))
+    rig.upkeep.settle()
+    rig.check(Oracle(events))
+    assert rig.value("agentidp_analytics_duplicates_found_total") == 100
+    assert rig.totals.fleet().tokens_issued == [50]
+
+
+def test_an_identity_with_two_contents_counts_once_in_every_answer(store: Store) -> None:
+    rig = Rig(store)
+    events = [
+        event(1, agent="beta"),
+        event(1, agent="alpha"),
+        event(2, outcome="failure"),
+        event(2, outcome="success"),
+        event(3, agent="gamma", outcome="success"),
+        event(3, agent="alpha", outcome="failure"),
+    ]
+    for one in events:
+        rig.writer.write([one])
+        rig.upkeep.settle()
+    rig.check(Oracle(events))
+    assert rig.queries.agents(TenantId(A), NOW.date()) == [("agent-1", 1), ("alpha", 1), ("gamma", 1)]
+    store.command("OPTIMIZE TABLE events FINAL")
+    store.command("OPTIMIZE TABLE agent_slot FINAL")
+    rig.check(Oracle(events))
+    report = verify(store)
+    assert report.differences == []
+    assert [(conflict.event_id, conflict.agents, conflict.outcomes) for conflict in report.conflicts] == [
+        ("event-1", 2, 1),
+        ("event-2", 1, 2),
+        ("event-3", 2, 2),
+    ]
+
+
+def test_an_id_with_two_times_is_two_events_and_a_conflict(store: Store) -> None:
+    rig = Rig(store)
+    events = [event(1, hours_ago=1), event(1, hours_ago=2)]
+    rig.writer.write(events)
+    rig.check(Oracle(events))
+    rig.upkeep.settle()
+    assert rig.queries.trend(TenantId(A), NOW.date(), 1) == [(NOW.date(), 2)]
+    assert [conflict.times for conflict in verify(store).conflicts] == [2]
+
+
+def test_a_crash_before_the_recompute_is_repaired_by_the_next_process(store: Store) -> None:
+    events = spread(100)
+    crashed = Rig(store)
+    crashed.writer.write(events)
+    restarted = Rig(store)
+    restarted.check(Oracle(events))
+    done = restarted.upkeep.repair()
+    assert done is not None
+    assert done.gained == 100
+    assert restarted.upkeep.repair() is None
+    restarted.check(Oracle(events))
+
+
+def test_marks_are_durable_before_the_events(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    insert = store.insert
+
+    def record(table: str, *arguments: object) -> None:
+        order.append(table)
+        insert(table, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "insert", record)
+    rig = Rig(store)
+    rig.writer.write([event(1)])
+    rig.writer.write([event(2)])  # the same slot: its mark still stands
+    assert order == ["marks", "events", "events"]
+
+
+def test_an_insert_of_unknown_outcome_keeps_its_marks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(store)
+    insert = store.insert
+
+    def fail_after(table: str, *arguments: object) -> None:
+        insert(table, *arguments)  # type: ignore[arg-type]
+        if table == "events":
+            raise StoreUnavailableError("the answer was lost")
+
+    monkeypatch.setattr(store, "insert", fail_after)
+    with pytest.raises(StoreUnavailableError):
+        rig.writer.write([event(1)])
+    monkeypatch.undo()
+    rig.upkeep.settle()
+    assert len(rig.epochs.own_ids()) == 1, "the epoch must stay open while the insert may still land"
+    rig.check(Oracle([event(1)]))
+
+
+def test_the_thread_settles_by_itself(store: Store) -> None:
+    rig = Rig(store)
+    rig.upkeep.start()
+    try:
+        rig.writer.write(spread(20))
+        deadline = threading.Event()
+        for _ in range(200):
+            if rig.totals.fleet().tokens_issued == [20]:
+                break
+            deadline.wait(0.05)
+        assert rig.totals.fleet().tokens_issued == [20]
+    finally:
+        rig.upkeep.stop()
+    rig.check(Oracle(spread(20)))
+
+
+def test_many_writers_a_recompute_and_readers_at_once(store: Store) -> None:
+    rig = Rig(store)
+    batches = [
+        [event(number * 100 + i, tenant, f"agent-{number}", hours_ago=i / 10) for i in range(30)]
+        for number in range(12)
+        for tenant in (A, B)
+    ]
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def guarded(work: object) -> None:
+        try:
+            work()  # type: ignore[operator]
+        except BaseException as error:
+            failures.append(error)
+
+    def write(part: int) -> None:
+        for batch in batches[part::4]:
+            rig.writer.write(batch)
+            answered = {one.event_id for one in batch}
+            total = sum(count for _, count in rig.queries.trend(TenantId(batch[0].tenant_id), NOW.date(), 90))
+            assert total >= len(answered)
+
+    def settle() -> None:
+        while not done.is_set():
+            rig.upkeep.settle()
+
+    writers = [threading.Thread(target=guarded, args=(lambda part=part: write(part),)) for part in range(4)]
+    recomputer = threading.Thread(target=guarded, args=(settle,))
+    for thread in (recomputer, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    recomputer.join()
+    assert failures == []
+    oracle = Oracle(one for batch in batches for one in batch)
+    rig.check(oracle)
+    rig.upkeep.settle()
+    rig.check(oracle)
+    assert verify(store).differences == []
+
+
+@dataclass(frozen=True)
+class Damage:
+    table: str
+    statement: str
+
+
+DAMAGES = [
+    Damage(
+        "agent_slot",
+        "INSERT INTO agent_slot SELECT * REPLACE (issued + 1 AS issued, generation + 1 AS generation) "
+        "FROM agent_slot FINAL LIMIT 1",
+    ),
+    Damage(
+        "tenant_slot",
+        "INSERT INTO tenant_slot SELECT * REPLACE (0 AS issued, generation + 1 AS generation) "
+        "FROM tenant_slot FINAL LIMIT 1",
+    ),
+    Damage("agent_day", "ALTER TABLE agent_day DELETE WHERE agent_id = 'agent-1'"),
+    Damage(
+        "tenant_day",
+        "INSERT INTO tenant_day SELECT * REPLACE (failed + 5 AS failed, generation + 1 AS generation) "
+        "FROM tenant_day FINAL LIMIT 1",
+    ),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.table)
+def test_verify_finds_a_rollup_damaged_on_purpose(store: Store, damage: Damage) -> None:
+    rig = Rig(store)
+    rig.writer.write(spread(60) + spread(30, B))
+    rig.upkeep.settle()
+    assert verify(store).differences == []
+    store.command(damage.statement, mutations_sync=2)
+    found = verify(store).differences
+    assert damage.table in {entry.table for entry in found}
+    assert all(entry.wanted != entry.found for entry in found)
+
+
+def test_verify_finds_two_errors_that_cancel_out_in_the_sum(store: Store) -> None:
+    rig = Rig(store)
+    rig.writer.write([event(1, agent="one"), event(2, agent="two")])
+    rig.upkeep.settle()
+    store.command(
+        "INSERT INTO agent_slot SELECT * REPLACE (if(agent_id = 'one', 2, 0) AS issued, generation + 1 AS generation) "
+        "FROM agent_slot FINAL"
+    )
+    assert {entry.table for entry in verify(store).differences} == {"agent_slot", "agent_day"}
+
+
+def test_verify_of_a_range_leaves_the_other_days_alone(store: Store) -> None:
+    rig = Rig(store)
+    rig.writer.write(spread(60))
+    rig.upkeep.settle()
+    store.command("ALTER TABLE tenant_day DELETE WHERE day = '2026-11-20'", mutations_sync=2)
+    assert [entry.day for entry in verify(store, date(2026, 11, 20), date(2026, 11, 20)).differences] == [
+        date(2026, 11, 20)
+    ]
+    assert verify(store, date(2026, 11, 21), date(2026, 11, 23)).differences == []
+
+
+def test_verify_finds_a_counter_above_what_can_be_counted(store: Store) -> None:
+    rig = Rig(store)
+    rig.writer.write(spread(10))
+    rig.upkeep.settle()
+    rig.totals.fleet()
+    store.insert("counters", ["tenant_id", "issued", "failed", "published"], [[A], [11], [0], [1]])
+    assert [entry.table for entry in verify(store).differences] == ["exporter counter"]
+
+
+def test_retention_removes_old_days_and_no_counter_falls(store: Store) -> None:
+    rig = Rig(store)
+    events = spread(200)
+    rig.writer.write(events)
+    rig.upkeep.settle()
+    before = rig.totals.fleet()
+    rig.removal.retain(30, NOW)
+    kept = [one for one in events if one.issued_at >= datetime(2026, 10, 25, tzinfo=UTC).timestamp() * 1000]
+    assert 0 < len(kept) < len(events)
+    rig.check(Oracle(kept))
+    assert rig.totals.fleet().tokens_issued == before.tokens_issued
+    rig.writer.write([event(9999)])
+    rig.upkeep.settle()
+    assert rig.totals.fleet().tokens_issued == [before.tokens_issued[0] + 1]
+    assert store.rows("SELECT count() FROM events WHERE issued_at < '2026-10-25'") == [(0,)]
+    assert verify(store).differences == []
+
+
+def test_erasing_an_agent_removes_its_rows_and_holds_the_counter(store: Store) -> None:
+    rig = Rig(store)
+    events = [*spread(30), event(1, agent="other", hours_ago=8), *spread(20, B)]
+    rig.writer.write(events)
+    rig.upkeep.settle()
+    before = rig.totals.fleet().tokens_issued
+    rig.removal.erase(TenantId(A), "agent-1", NOW)
+    kept = [one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")]
+    rig.check(Oracle(kept))
+    assert rig.totals.fleet().tokens_issued == before
+    for table in ("events", "agent_slot", "agent_day"):
+        assert store.rows(f"SELECT count() FROM {table} WHERE agent_id = 'agent-1' AND tenant_id = 'org-a'") == [(0,)]
+    rig.writer.write([event(5000)])
+    rig.upkeep.settle()
+    assert rig.totals.fleet().tokens_issued == [before[0] + 1, before[1]]
+    assert verify(store).differences == []
+
+
+def test_erasing_a_tenant_leaves_the_others_and_its_counter_comes_back_no_lower(store: Store) -> None:
+    rig = Rig(store)
+    rig.writer.write(spread(30) + spread(20, B))
+    rig.upkeep.settle()
+    rig.totals.fleet()
+    rig.removal.erase(TenantId(A), None, NOW)
+    rig.check(Oracle(spread(20, B)))
+    assert rig.totals.fleet().tenant_id == [B]
+    rig.writer.write([event(7777)])
+    rig.upkeep.settle()
+    fleet = rig.totals.fleet()
+    assert dict(zip(fleet.tenant_id, fleet.tokens_issued, strict=True)) == {A: 31, B: 20}
+
+
+@pytest.mark.parametrize("crash_at", range(1, 12))
+def test_an_erasure_interrupted_anywhere_is_finished_by_the_next_start(
+    store: Store, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    rig = Rig(store)
+    events = spread(30) + spread(20, B)
+    rig.writer.write(events)
+    rig.upkeep.settle()
+    before = rig.totals.fleet().tokens_issued
+    calls = 0
+    command, insert = store.command, store.insert
+
+    def crash(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == crash_at:
+            raise StoreError("crashed here")
+
+    monkeypatch.setattr(store, "command", lambda *a, **k: (crash(), command(*a, **k))[1])
+    monkeypatch.setattr(store, "insert", lambda *a, **k: (crash(), insert(*a, **k))[1])
+    interrupted = True
+    try:
+        rig.removal.erase(TenantId(A), "agent-1", NOW)
+        interrupted = False
+    except StoreError:
+        pass
+    monkeypatch.undo()
+    restarted = Rig(store)
+    resumed = restarted.removal.resume()
+    restarted.upkeep.repair()
+    if interrupted and crash_at > 1:
+        assert resumed == 1
+    if interrupted and crash_at == 1:  # nothing was written down yet, so nothing happened
+        restarted.check(Oracle(events))
+        return
+    restarted.check(Oracle(one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")))
+    assert restarted.totals.fleet().tokens_issued == before
+    assert verify(store).differences == []
