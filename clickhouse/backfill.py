@@ -53,6 +53,7 @@ def backfill(
     now_ms: Callable[[], int],
     on_reject: Callable[[Reject], None] = lambda reject: None,
     on_progress: Callable[[Tally], None] = lambda tally: None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Tally:
     """Reads every file (`-`: standard input; `.gz` and `.zst` are unpacked) and writes the events in batches.
 
@@ -71,6 +72,7 @@ def backfill(
                 done, events = pending.pop(0)
                 done.result()
                 tally.accepted += events
+                after_batch()
                 on_progress(tally)
 
         batch: list[Event] = []

@@ -6,11 +6,15 @@ import math
 import random
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from clickhouse.backfill import EVENTS_A_BATCH
 from clickhouse.event import Event
+from clickhouse.keeper import Keeper
+from clickhouse.progress import Progress
+from clickhouse.totals import Totals
 
 DAYS: Final = 90
 _SCOPES: Final = ("agents:read", "agents:read tokens:read", "analytics:read")
@@ -55,8 +59,12 @@ def demo_fleet(seed: int = 7) -> DemoFleet:
     ]
     heavy = next(index for index, agent in enumerate(agents) if agent.tenant_id == "org-hooli")
     agents[heavy] = DemoAgent(agents[heavy].tenant_id, agents[heavy].agent_id, 4000.0, 0.6)
-    looping = next(agent for agent in agents if agent.tenant_id == "org-acme")
-    return DemoFleet(agents, looping.agent_id, looping.tenant_id, 9, "org-umbrella", 4, "org-hooli")
+    looping = max(
+        (index for index, agent in enumerate(agents) if agent.tenant_id == "org-acme"),
+        key=lambda index: agents[index].tokens_a_day,
+    )
+    agents[looping] = replace(agents[looping], night=0.9)  # so that a weekend shows the loop as well
+    return DemoFleet(agents, agents[looping].agent_id, agents[looping].tenant_id, 9, "org-umbrella", 4, "org-hooli")
 
 
 def demo_history(fleet: DemoFleet, now: datetime, seed: int = 7) -> Iterator[Event]:
@@ -115,3 +123,27 @@ def _poisson(pick: random.Random, expected: float) -> int:
         count += 1
         product *= pick.random()
     return count
+
+
+def fill(keeper: Keeper, fleet: DemoFleet) -> int:
+    """Writes the history and marks its tenants as published, as if the service had run all the time.
+
+    Returns the number of events. Shows progress on stderr. Raises StoreError.
+    """
+    progress = Progress()
+    batch: list[Event] = []
+    written = 0
+    for event in demo_history(fleet, datetime.now(UTC)):
+        batch.append(event)
+        if len(batch) == EVENTS_A_BATCH:
+            keeper.writer.write(batch)
+            written += len(batch)
+            progress.say(f"making up {DAYS} days: {written:,} events")
+            batch = []
+    keeper.writer.write(batch)
+    progress.say("rolling up ...")
+    keeper.upkeep.settle()
+    totals = Totals(keeper.store)
+    totals.published(totals.fleet().tenant_id)
+    progress.close()
+    return written + len(batch)

@@ -67,6 +67,11 @@ class Upkeep:
         self._epochs.wait_until_landed(self._store.insert_timeout)
         self._work()
 
+    def settle_if_behind(self, max_slots: int = 200_000) -> None:
+        """Settles when more than `max_slots` slots are dirty, which bounds the memory that marks take."""
+        if self._epochs.dirty_slots() > max_slots:
+            self.settle()
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """No recompute of this process runs inside; it would bring back rollups of events being removed."""

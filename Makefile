@@ -1,0 +1,53 @@
+# Every target installs what it needs. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint fuzz torture bench lock audit clean tools
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make .venv with the command agentidp-analytics
+
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install ## Serve 90 days of made-up events, with a token and the calls to make
+	$(BIN)/agentidp-analytics demo
+
+tools: ## Check (and on Debian as root: install) what only the tests need
+	.ci/tools
+
+lint: install ## Formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: tools lint ## Everything that CI checks
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+torture: install ## kill -9 and recount for SECONDS (default 60), SEED to repeat a run
+	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+bench: install ## Ratios, measured side by side
+	$(BIN)/python -m bench.exporter
+	$(BIN)/python -m bench.commit
+	$(BIN)/python -m bench.flatness
+
+lock: ## Write requirements-dev.lock anew from pyproject.toml
+	$(PYTHON) -m venv .cache/lock && .cache/lock/bin/python -m pip install --quiet pip-tools
+	.cache/lock/bin/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host --extra dev --output-file requirements-dev.lock pyproject.toml
+
+audit: install ## Known advisories of the locked packages (asks the network)
+	$(BIN)/pip-audit --requirement requirements-dev.lock --no-deps --disable-pip
+
+clean: ## Remove everything that was made here
+	rm -rf $(VENV) .cache build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	  tests/oidc/node_modules
+	find . -name __pycache__ -prune -exec rm -rf {} +

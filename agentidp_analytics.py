@@ -1,0 +1,527 @@
+"""The front door: command line, settings and wiring. The only place that knows the store and both faces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import click
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, GCCollector, PlatformCollector, ProcessCollector
+
+from clickhouse import commands
+from clickhouse.backfill import InputError
+from clickhouse.commit import GroupCommit
+from clickhouse.daily import DailyRound
+from clickhouse.demo_events import DemoFleet, demo_event, demo_fleet, fill, hourly_share
+from clickhouse.errors import StoreError, StoreSetupError
+from clickhouse.keeper import Keeper
+from clickhouse.options import EXISTING_FILE, Address, Duration, option, options, store_options
+from clickhouse.queries import Queries
+from clickhouse.totals import Totals
+from exporter.metrics import ExporterMetrics
+from exporter.refresher import Refresher
+from exporter.runner import ExporterRunner
+from exporter.server import build_app as build_exporter
+from exporter.web_config import WebConfig
+from exporter.web_settings import WebConfigError
+from query_api.app import build_app
+from query_api.dev_keys import DevKey, serve_key_set
+from query_api.keys import KeySet
+from query_api.logs import configure_logging
+from query_api.server import ApiServer
+from query_api.settings import ApiSettings
+from query_api.source_tokens import SourceTokensError
+from query_api.tls import TlsFilesError
+from query_api.verifier import DEFAULT_TOKEN_TYPES, Verifier, VerifierSettings
+
+logger = logging.getLogger("agentidp_analytics")
+
+VERSION: Final = version("agentidp-analytics")
+DEMO_DIRECTORY: Final = "demo-data"
+DEMO_MARKER: Final = "agentidp-analytics-demo"
+DEMO_ISSUER: Final = "http://127.0.0.1/demo"
+DEMO_AUDIENCE: Final = "https://analytics.example/api"
+
+
+# --- Settings -------------------------------------------------------------------------------------------------------
+
+
+# fmt: off
+listen_options = options(
+    option("--listen", type=Address(), default="127.0.0.1:3000", show_default=True, help="Query API and ingest."),
+    option("--metrics-listen", type=Address(), default="127.0.0.1:9464", show_default=True, help="Exporter."),
+    option("--refresh-interval", type=Duration(), default="5s", show_default=True, help="Of the exporter's snapshot."),
+    option("--max-tenants", type=click.IntRange(1), default=10_000, show_default=True,
+           help="Tenants with series of their own; the rest is summed as _other."),
+    option("--zero-hold", type=Duration(), default="15s", show_default=True,
+           help="How long a new tenant's counters stay at 0 after a scrape first saw them: one scrape interval."),
+)
+serve_options = options(
+    store_options,
+    listen_options,
+    option("--only", type=click.Choice(["api", "exporter"]), help="Run one half; needs a ClickHouse server."),
+    option("--issuer", multiple=True, help="Accepted iss, exact; repeatable."),
+    option("--no-issuer-check", is_flag=True, help="Do not look at iss: any token signed by a key of the set."),
+    option("--audience", multiple=True, help="Accepted aud; repeatable."),
+    option("--no-audience-check", is_flag=True, help="Do not look at aud: also tokens meant for somebody else."),
+    option("--jwks-url", multiple=True,
+           help="The issuer's key set (https, or http on loopback). Once for all issuers, or once for each in order."),
+    option("--jwt-algorithms", default="RS256", show_default=True, help="RS/PS/ES 256-512, EdDSA; comma-separated."),
+    option("--tenant-claim", default="organization_id", show_default=True, help="Claim that names the tenant."),
+    option("--token-types", default=",".join(DEFAULT_TOKEN_TYPES), show_default=True, help="Accepted typ headers."),
+    option("--max-token-lifetime", type=Duration(), default="24h", show_default=True, help="Longest exp - iat."),
+    option("--required-scope", help="Scope that every analytics call must have."),
+    option("--ingest-token-file", type=EXISTING_FILE, help="Bearer tokens of trusted event sources, one a line."),
+    option("--retention-days", type=click.IntRange(1), help="Remove older days every night.  [default: keep all]"),
+    option("--tls-cert", type=EXISTING_FILE, help="Certificate chain of the API, PEM; re-read when it changes."),
+    option("--tls-key", type=EXISTING_FILE, help="Its private key."),
+    option("--web-config-file", type=EXISTING_FILE, help="TLS and basic auth of the exporter (exporter-toolkit file)."),
+    option("--behind-proxy", is_flag=True, help="A proxy in front does TLS: no warning for listening in the open."),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `serve` was asked to do."""
+
+    dsn: str
+    cluster: str | None = None
+    only: str | None = None
+    api: ApiSettings
+    issuers: tuple[str, ...] = ()
+    audiences: frozenset[str] | None = None
+    jwks_urls: tuple[str, ...] = ()
+    algorithms: tuple[str, ...] = ("RS256",)
+    tenant_claim: str = "organization_id"
+    token_types: tuple[str, ...] = DEFAULT_TOKEN_TYPES
+    max_token_lifetime: float = 86400.0
+    required_scope: str | None = None
+    metrics_listen: tuple[str, int] = ("127.0.0.1", 9464)
+    refresh_interval: float = 5.0
+    max_tenants: int = 10_000
+    zero_hold: float = 15.0
+    retention_days: int | None = None
+    web_config_file: Path | None = None
+
+
+def settings_from(values: dict[str, Any]) -> Settings:
+    """Checks the options against each other. Raises click.UsageError with one line that names the setting."""
+    dsn = values["dsn"]
+    with_api = values["only"] != "exporter"
+    if values["only"] and dsn.startswith("chdb:"):
+        raise click.UsageError(
+            f"--only {values['only']} needs a ClickHouse server as --dsn: the embedded store belongs to one process"
+        )
+    if with_api:
+        _require(values, "issuer", "--no-issuer-check", "the expected iss of the tokens")
+        _require(values, "audience", "--no-audience-check", "the expected aud of the tokens")
+        urls, issuers = values["jwks_url"], values["issuer"]
+        if not urls:
+            raise click.UsageError("--jwks-url is missing; give the URL of the issuer's key set")
+        if len(urls) > 1 and len(urls) != len(issuers):
+            raise click.UsageError(
+                f"--jwks-url is given {len(urls)} times for {len(issuers)} --issuer; give it once, or once for each"
+            )
+    try:
+        api = ApiSettings(
+            host=values["listen"][0],
+            port=values["listen"][1],
+            tls_cert=values["tls_cert"],
+            tls_key=values["tls_key"],
+            ingest_token_file=values["ingest_token_file"],
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return Settings(
+        dsn=dsn,
+        cluster=values["cluster"],
+        only=values["only"],
+        api=api,
+        issuers=tuple(values["issuer"]),
+        audiences=None if values["no_audience_check"] else frozenset(values["audience"]),
+        jwks_urls=tuple(values["jwks_url"]),
+        algorithms=_list(values["jwt_algorithms"]),
+        tenant_claim=values["tenant_claim"],
+        token_types=_list(values["token_types"]),
+        max_token_lifetime=values["max_token_lifetime"],
+        required_scope=values["required_scope"],
+        metrics_listen=values["metrics_listen"],
+        refresh_interval=values["refresh_interval"],
+        max_tenants=values["max_tenants"],
+        zero_hold=values["zero_hold"],
+        retention_days=values["retention_days"],
+        web_config_file=values["web_config_file"],
+    )
+
+
+def _require(values: dict[str, Any], name: str, give_up: str, what: str) -> None:
+    given, given_up = values[name], values[give_up.strip("-").replace("-", "_")]
+    if given and given_up:
+        raise click.UsageError(f"--{name} and {give_up} contradict each other; give one of them")
+    if not given and not given_up:
+        raise click.UsageError(f"--{name} is missing; give {what}, or {give_up} to do without that check")
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+# --- Wiring ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Keeper]:
+    """Serves as `settings` say until the block is left; then drains: requests are finished, their events stored."""
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    async with contextlib.AsyncExitStack() as stack:
+        keeper = stack.enter_context(await asyncio.to_thread(Keeper, settings.dsn, settings.cluster, registry))
+        if settings.only != "exporter":
+            await _start_api(settings, keeper, registry, stack)
+        if settings.only != "api":
+            await _start_exporter(settings, keeper, registry, stack)
+        yield keeper
+
+
+async def _start_api(
+    settings: Settings, keeper: Keeper, registry: CollectorRegistry, stack: contextlib.AsyncExitStack
+) -> None:
+    await asyncio.to_thread(keeper.removal.resume)
+    keeper.upkeep.start()
+    stack.push_async_callback(asyncio.to_thread, keeper.upkeep.stop)
+    commit = GroupCommit(keeper.writer, keeper.metrics)
+    await commit.start()
+    stack.push_async_callback(commit.stop)
+    api = build_app(
+        settings.api,
+        verifier=await _verifier(settings, registry, stack),
+        questions=Queries(keeper.store),
+        inlet=commit,
+        readiness=keeper,
+        registry=registry,
+    )
+    server = ApiServer(api, settings.api)
+    stack.push_async_callback(server.stop)
+    try:
+        port = await server.start()
+    except OSError as error:
+        raise click.UsageError(f"--listen {settings.api.host}:{settings.api.port}: {error.strerror}") from error
+    scheme = "https" if settings.api.tls_cert else "http"
+    logger.info("query API and ingest at %s://%s:%d", scheme, settings.api.host, port)
+    daily = DailyRound(
+        keeper.store,
+        keeper.upkeep,
+        keeper.removal,
+        keeper.metrics,
+        retention_days=settings.retention_days,
+        clock=time.time,
+    )
+    _in_background(stack, _every_day(daily))
+
+
+async def _verifier(settings: Settings, registry: CollectorRegistry, stack: contextlib.AsyncExitStack) -> Verifier:
+    session = await stack.enter_async_context(aiohttp.ClientSession())
+    fetches = Counter(
+        "agentidp_analytics_jwks_fetches", "Fetches of a key set, by result.", ("result",), registry=registry
+    )
+    try:
+        key_sets = [
+            KeySet(session, url, algorithms=settings.algorithms, on_fetch=lambda result: fetches.labels(result).inc())
+            for url in settings.jwks_urls
+        ]
+        if settings.issuers:
+            one_for_each = key_sets if len(key_sets) > 1 else key_sets * len(settings.issuers)
+            issuers: dict[str, KeySet] | KeySet = dict(zip(settings.issuers, one_for_each, strict=True))
+        else:
+            issuers = key_sets[0]
+        verifier = Verifier(
+            VerifierSettings(
+                issuers=issuers,
+                audiences=settings.audiences,
+                algorithms=settings.algorithms,
+                tenant_claim=settings.tenant_claim,
+                token_types=settings.token_types,
+                max_token_lifetime=settings.max_token_lifetime,
+                required_scope=settings.required_scope,
+            )
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    for key_set in key_sets:
+        await key_set.start()
+        stack.push_async_callback(key_set.close)
+    return verifier
+
+
+async def _start_exporter(
+    settings: Settings, keeper: Keeper, registry: CollectorRegistry, stack: contextlib.AsyncExitStack
+) -> None:
+    refresher = Refresher(
+        Totals(keeper.store),
+        ExporterMetrics(registry, VERSION),
+        interval=settings.refresh_interval,
+        max_age=max(300.0, settings.refresh_interval),
+        zero_hold=settings.zero_hold,
+        max_tenants=settings.max_tenants,
+    )
+    web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
+    host, port = settings.metrics_listen
+    runner = ExporterRunner(build_exporter(refresher, registry, web_config), access_log=None)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=web_config.ssl_context() if web_config else None).start()
+    except OSError as error:
+        raise click.UsageError(f"--metrics-listen {host}:{port}: {error.strerror}") from error
+    logger.info("exporter at %s:%d/metrics", host, runner.addresses[0][1])
+
+
+def _in_background(stack: contextlib.AsyncExitStack, work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+async def _every_day(daily: DailyRound) -> None:
+    while True:
+        await asyncio.sleep(daily.seconds_until_next())
+        try:
+            await asyncio.to_thread(daily.run)
+        except StoreError as error:
+            logger.warning("the daily round failed and is tried again tomorrow: %s", error)
+
+
+async def _until_signalled() -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()
+
+
+# --- Commands -------------------------------------------------------------------------------------------------------
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(VERSION, prog_name="agentidp-analytics")
+def cli() -> None:
+    """Exact token-issuance analytics for identity providers of machine agents."""
+
+
+@cli.command()
+@serve_options
+def serve(**values: Any) -> None:
+    """Runs the query API, the ingest endpoint and the exporter."""
+    settings = settings_from(values)
+    _warn_if_open(settings, behind_proxy=values["behind_proxy"])
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    async with running(settings):
+        await _until_signalled()
+        logger.info("stopping: requests under way are finished and their events stored")
+
+
+def _warn_if_open(settings: Settings, *, behind_proxy: bool) -> None:
+    listeners = [("--listen", settings.api.host, bool(settings.api.tls_cert) or behind_proxy)]
+    listeners.append(("--metrics-listen", settings.metrics_listen[0], bool(settings.web_config_file) or behind_proxy))
+    for name, host, is_protected in listeners:
+        if not is_protected and host not in ("127.0.0.1", "::1", "localhost"):
+            logger.warning(
+                "%s %s is open to the network without TLS: tokens can be read on the way. Give --tls-cert and "
+                "--tls-key (exporter: --web-config-file), or --behind-proxy if a proxy does TLS",
+                name,
+                host,
+            )
+
+
+for command in (commands.migrate, commands.ingest, commands.verify_command, commands.erase):
+    cli.add_command(command)
+
+
+@cli.command()
+@listen_options
+@option("--log-format", type=click.Choice(["json", "text"]), help="Of the structured logs on stderr.")
+def demo(
+    listen: tuple[str, int],
+    metrics_listen: tuple[str, int],
+    refresh_interval: float,
+    max_tenants: int,
+    zero_hold: float,
+    log_format: str | None,
+) -> None:
+    """Serves a fresh store filled with 90 days of made-up events, and goes on with a few events a second."""
+    _configure_logging(log_format)
+    logging.getLogger("query_api.access").setLevel(logging.WARNING)
+    directory = _fresh_demo_directory()
+    key = DevKey.generate()
+    key.save(directory / "signing-key.pem")
+    ingest_token = secrets.token_urlsafe(24)
+    token_file = directory / "ingest-token"
+    token_file.touch(mode=0o600)
+    token_file.write_text(ingest_token + "\n")
+    settings = Settings(
+        dsn=f"chdb://{directory / 'store'}",
+        api=ApiSettings(host=listen[0], port=listen[1], ingest_token_file=token_file),
+        issuers=(DEMO_ISSUER,),
+        audiences=frozenset({DEMO_AUDIENCE}),
+        metrics_listen=metrics_listen,
+        refresh_interval=refresh_interval,
+        max_tenants=max_tenants,
+        zero_hold=zero_hold,
+    )
+    asyncio.run(_demo(settings, key, ingest_token))
+
+
+def _fresh_demo_directory() -> Path:
+    directory = Path.cwd() / DEMO_DIRECTORY
+    if directory.exists() and not (directory / DEMO_MARKER).exists():
+        raise click.UsageError(f"{directory} exists and is not of an earlier demo; move it away")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    (directory / DEMO_MARKER).touch()
+    return directory
+
+
+async def _demo(settings: Settings, key: DevKey, ingest_token: str) -> None:
+    fleet = demo_fleet()
+    started = time.monotonic()
+    async with contextlib.AsyncExitStack() as stack:
+        jwks_url = await stack.enter_async_context(serve_key_set(key))
+        with Keeper(settings.dsn, None, CollectorRegistry()) as keeper:
+            events = await asyncio.to_thread(fill, keeper, fleet)
+        await stack.enter_async_context(running(replace(settings, jwks_urls=(jwks_url,))))
+        _in_background(stack, _live_events(fleet, settings.api, ingest_token))
+        click.echo(f"\n{events:,} events of 90 days are in; ready after {time.monotonic() - started:.1f} s.")
+        click.echo(_demo_text(settings, key, fleet))
+        await _until_signalled()
+        click.echo("stopping ...")
+
+
+async def _live_events(fleet: DemoFleet, api: ApiSettings, ingest_token: str) -> None:
+    """Posts events as a provider would, at a few a second."""
+    pick = random.Random()  # noqa: S311 - made-up data, no secret
+    agents = [agent for agent in fleet.agents if agent.tenant_id != fleet.silent_tenant]
+    headers = {"Authorization": f"Bearer {ingest_token}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        while True:
+            now = datetime.now(UTC)
+            weights = [agent.tokens_a_day**0.5 * (0.2 + hourly_share(now, agent.night)) for agent in agents]
+            chosen = pick.choices(agents, weights, k=pick.randint(1, 6))
+            events = [demo_event(pick, agent, int(now.timestamp() * 1000))._asdict() for agent in chosen]
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.post(f"http://{api.host}:{api.port}/api/v1/events", json=events) as response:
+                    await response.read()
+            await asyncio.sleep(1)
+
+
+def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
+    api = f"http://{settings.api.host}:{settings.api.port}"
+    exporter = f"{settings.metrics_listen[0]}:{settings.metrics_listen[1]}"
+    token = key.token(
+        commands.tenant_option(fleet.looping_tenant),
+        issuer=DEMO_ISSUER,
+        audience=DEMO_AUDIENCE,
+        now=time.time(),
+        lifetime=12 * 3600,
+    )
+    curl = 'curl -s -H "Authorization: Bearer $TOKEN"'
+    return f"""
+  query API   {api}   (OpenAPI: {api}/openapi.json)
+  exporter    http://{exporter}/metrics
+  tenants     {", ".join(sorted({agent.tenant_id for agent in fleet.agents}))}
+  stories     {fleet.looping_tenant}: one agent looped {fleet.looping_days_ago} days ago
+              {fleet.silent_tenant}: silent for {fleet.silent_for_days} days
+              {fleet.dominated_tenant}: one agent takes most of the tokens
+
+A token of {fleet.looping_tenant}, valid for 12 hours (for another tenant: agentidp-analytics token --tenant NAME):
+
+export TOKEN={token}
+
+{curl} '{api}/api/v1/analytics/tokens?days=30'
+{curl} '{api}/api/v1/analytics/agents/activity?days=30'
+{curl} '{api}/api/v1/analytics/agents'
+
+Prometheus: add this to scrape_configs (grafana/prometheus.yml has it with the alert rules):
+
+  - job_name: agentidp-analytics
+    static_configs: [{{targets: ["{exporter}"]}}]
+
+Ctrl-C stops it.
+"""
+
+
+@cli.command()
+@option("--key", type=EXISTING_FILE, help=f"Private key, PEM.  [default: {DEMO_DIRECTORY}/signing-key.pem]")
+@option("--tenant", required=True, help="Tenant that the token is for.")
+@option("--issuer", default=DEMO_ISSUER, show_default=True, help="iss of the token.")
+@option("--audience", default=DEMO_AUDIENCE, show_default=True, help="aud of the token.")
+@option("--lifetime", type=Duration(), default="1h", show_default=True, help="exp - iat.")
+@option("--tenant-claim", default="organization_id", show_default=True, help="Claim that names the tenant.")
+def token(key: Path | None, tenant: str, issuer: str, audience: str, lifetime: float, tenant_claim: str) -> None:
+    """Mints a development token, with the key that demo made or a given one."""
+    path = key or Path(DEMO_DIRECTORY) / "signing-key.pem"
+    try:
+        dev_key = DevKey.load(path)
+    except FileNotFoundError as error:
+        raise click.UsageError(f"--key {path} does not exist; run demo first, or give a PEM file") from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(
+        dev_key.token(
+            commands.tenant_option(tenant),
+            issuer=issuer,
+            audience=audience,
+            now=time.time(),
+            lifetime=int(lifetime),
+            tenant_claim=tenant_claim,
+        )
+    )
+
+
+def _configure_logging(log_format: str | None) -> None:
+    configure_logging("text" if (log_format or ("text" if sys.stderr.isatty() else "json")) == "text" else "json")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command. A wrong setting ends with one line and exit 2, a store that fails with one line and exit 1."""
+    try:
+        cli.main(args=arguments, prog_name="agentidp-analytics", standalone_mode=False, obj=_configure_logging)
+    except click.ClickException as error:
+        _end(error.format_message(), 2)
+    except (StoreSetupError, SourceTokensError, TlsFilesError, WebConfigError) as error:
+        _end(str(error), 2)
+    except (StoreError, InputError) as error:
+        _end(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        raise SystemExit(130) from None
+
+
+def _end(message: str, status: int) -> None:
+    click.echo(f"agentidp-analytics: {' '.join(message.split())}", err=True)
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

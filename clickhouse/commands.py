@@ -1,0 +1,135 @@
+"""The commands that need the store and nothing else: migrate, ingest, verify, erase."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from prometheus_client import CollectorRegistry
+
+from clickhouse import schema
+from clickhouse.backfill import Reject, backfill
+from clickhouse.keeper import Keeper
+from clickhouse.options import option, store_options
+from clickhouse.progress import Progress
+from clickhouse.store import Store
+from clickhouse.tenant import TenantId
+from clickhouse.verify import Report, table_of, verify
+
+
+@click.command()
+@store_options
+def migrate(dsn: str, cluster: str | None) -> None:
+    """Applies the schema; safe to run twice."""
+    store = Store(dsn, cluster=cluster)
+    applied = schema.migrate(store)
+    click.echo(f"{store.address}: " + (f"applied {', '.join(applied)}" if applied else "schema is current"))
+    store.close()
+
+
+@click.command()
+@store_options
+@click.argument("files", nargs=-1, required=True)
+@option("--rejects", type=click.Path(dir_okay=False, path_type=Path), help="Keep rejected lines with reasons here.")
+def ingest(files: tuple[str, ...], dsn: str, cluster: str | None, rejects: Path | None) -> None:
+    """Backfills NDJSON FILES (.gz and .zst too, - for standard input); run it again to resume."""
+    with contextlib.ExitStack() as stack:
+        keeper = stack.enter_context(Keeper(dsn, cluster, CollectorRegistry()))
+        kept = stack.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
+        progress = Progress()
+
+        def on_reject(reject: Reject) -> None:
+            errors = [error._asdict() for error in reject.errors]
+            line = {"file": reject.file, "line": reject.line, "errors": errors, "text": reject.text}
+            if kept:
+                kept.write(json.dumps(line) + "\n")
+
+        keeper.upkeep.repair()
+        tally = backfill(
+            files,
+            keeper.writer.write,
+            now_ms=lambda: int(time.time() * 1000),
+            on_reject=on_reject,
+            on_progress=progress.events,
+            after_batch=keeper.upkeep.settle_if_behind,
+        )
+        progress.say("rolling up ...")
+        keeper.upkeep.settle()
+        progress.close()
+    seconds = progress.seconds
+    click.echo(
+        f"accepted {tally.accepted:,}, rejected {tally.rejected:,} "
+        f"in {seconds:.1f} s ({tally.accepted / max(seconds, 0.001):,.0f} events/s)"
+    )
+    for code, count in sorted(tally.codes.items()):
+        click.echo(f"  rejected for {code}: {count:,}")
+    if tally.rejected:
+        raise SystemExit(1)
+
+
+@click.command(name="verify")
+@store_options
+@option("--since", type=click.DateTime(["%Y-%m-%d"]), help="First UTC day.  [default: the oldest]")
+@option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Last UTC day.  [default: the newest]")
+def verify_command(
+    dsn: str,
+    cluster: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> None:
+    """Recounts raw events against the rollups and the exporter's totals; exit 1 and a table when they differ."""
+    progress = Progress()
+    with Keeper(dsn, cluster, CollectorRegistry()) as keeper:
+        keeper.upkeep.repair()
+        keeper.removal.resume()
+        report = verify(
+            keeper.store,
+            since and since.date(),
+            until and until.date(),
+            lambda done, total: progress.say(f"compared {done} of {total} months"),
+        )
+    progress.close()
+    _print_report(report)
+    if report.differences:
+        raise SystemExit(1)
+
+
+def _print_report(report: Report) -> None:
+    for conflict in report.conflicts:
+        click.echo(
+            f"conflict: tenant {conflict.tenant_id} event {conflict.event_id!r} came with {conflict.times} times, "
+            f"{conflict.agents} agents, {conflict.outcomes} outcomes"
+        )
+    if report.differences:
+        click.echo(f"{'table':<18}{'tenant':<40}{'day':<12}{'events':>14}{'counted':>14}")
+        for table, tenant, day, wanted, found in table_of(report):
+            click.echo(f"{table:<18}{tenant:<40}{day:<12}{wanted:>14,}{found:>14,}")
+    unsettled = f", {report.unsettled} tenant-days left out because they are being written" if report.unsettled else ""
+    click.echo(
+        f"{report.days} days compared: {len(report.differences)} differences, "
+        f"{len(report.conflicts)} conflicting event ids{unsettled}"
+    )
+
+
+@click.command()
+@store_options
+@option("--tenant", required=True, help="The tenant to erase.")
+@option("--agent", help="Erase only this agent of the tenant.")
+def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None) -> None:
+    """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls."""
+    with Keeper(dsn, cluster, CollectorRegistry()) as keeper:
+        keeper.upkeep.repair()
+        keeper.removal.resume()
+        removed = keeper.removal.erase(tenant_option(tenant), agent, datetime.now(UTC))
+    click.echo(f"erased {removed.issued:,} issued and {removed.failed:,} refused tokens of {tenant}")
+
+
+def tenant_option(text: str) -> TenantId:
+    try:
+        return TenantId(text)
+    except ValueError as error:
+        raise click.UsageError(f"--tenant {text!r}: {error}") from error

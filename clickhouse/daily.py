@@ -1,0 +1,69 @@
+"""The daily round: retention, then an audit of yesterday whose result is exported."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from clickhouse.metrics import StoreMetrics
+from clickhouse.removal import Removal
+from clickhouse.store import Store
+from clickhouse.upkeep import Upkeep
+from clickhouse.verify import Report, verify
+
+logger = logging.getLogger(__name__)
+
+HOUR_OF_DAY: Final = 1  # UTC; late enough for most stragglers of yesterday
+
+
+class DailyRound:
+    """Blocking work for one thread; `run` raises StoreError."""
+
+    def __init__(
+        self,
+        store: Store,
+        upkeep: Upkeep,
+        removal: Removal,
+        metrics: StoreMetrics,
+        *,
+        retention_days: int | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._upkeep = upkeep
+        self._removal = removal
+        self._metrics = metrics
+        self._retention_days = retention_days
+        self._clock = clock
+
+    def seconds_until_next(self) -> float:
+        """Seconds from now until the next round is due."""
+        now = self._now()
+        due = now.replace(hour=HOUR_OF_DAY, minute=0, second=0, microsecond=0)
+        if due <= now:
+            due += timedelta(days=1)
+        return (due - now).total_seconds()
+
+    def run(self) -> Report:
+        """Drops what is older than the retention, then recounts yesterday and publishes the differences."""
+        now = self._now()
+        if self._retention_days is not None:
+            removed = self._removal.retain(self._retention_days, now)
+            if removed:
+                logger.info("retention: removed events of %d tenants", len({entry.tenant_id for entry in removed}))
+        yesterday = now.date() - timedelta(days=1)
+        self._upkeep.settle()
+        report = verify(self._store, yesterday, yesterday)
+        self._metrics.verify_differences.set(len(report.differences))
+        self._metrics.verify_conflicts.set(len(report.conflicts))
+        self._metrics.verify_last_run.set(self._clock())
+        log = logger.error if report.differences else logger.info
+        log(
+            "audit of %s: %d differences, %d conflicting ids", yesterday, len(report.differences), len(report.conflicts)
+        )
+        return report
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)

@@ -1,0 +1,428 @@
+"""The dashboard of all tenants and of the service itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from panels import (
+    FLEET_UID,
+    TENANT_UID,
+    TOKENS_PER_SECOND,
+    Json,
+    alert_annotation,
+    bar_gauge,
+    dashboard,
+    dashboard_link,
+    datasource_variable,
+    lay_out,
+    override,
+    stat,
+    table,
+    thresholds,
+    timeseries,
+    variable,
+)
+from queries import (
+    ACTIVE_AGENTS,
+    EXPECTED,
+    FAILED,
+    ISSUED,
+    JOB,
+    LAST_ISSUED,
+    LIMIT,
+    MONTH,
+    RATE,
+    TOP_AGENT,
+    by_tenant,
+    failure_ratio,
+    gauge,
+    increase,
+    rate,
+    recorded,
+)
+
+_RATE_WINDOW: Final = "Grafana's rate interval, at least four scrapes"
+_NOW: Final = "the newest scrape"
+_REAL_TENANTS: Final = f'{JOB}, tenant_id!="_other"'
+_LAST_TOKEN_AGE: Final = f"time() - max by (tenant_id) ({LAST_ISSUED}{{{_REAL_TENANTS}}})"
+_YES_NO: Final[list[Json]] = [
+    {
+        "options": {
+            "0": {"color": "red", "index": 0, "text": "no"},
+            "1": {"color": "green", "index": 1, "text": "yes"},
+        },
+        "type": "value",
+    }
+]
+
+
+def _own(metric: str) -> str:
+    return f"agentidp_analytics_{metric}{{{JOB}}}"
+
+
+def _own_rate(metric: str) -> str:
+    return f"rate({_own(metric)}[$__rate_interval])"
+
+
+def _quantile(quantile: float, histogram: str, by: str = "le") -> str:
+    return f"histogram_quantile({quantile}, sum by ({by}) ({_own_rate(histogram + '_bucket')}))"
+
+
+def _now() -> list[Json]:
+    failed, issued = (f"sum({rate(metric)})" for metric in (FAILED, ISSUED))
+    active = f"count(max by (tenant_id) ({LAST_ISSUED}{{{_REAL_TENANTS}}}) > time() - 86400) or vector(0)"
+    known = f"count(count by (tenant_id) ({ISSUED}{{{_REAL_TENANTS}}}))"
+    firing = f'count(ALERTS{{alertname=~"Agentidp.+", alertstate="firing", {JOB}}}) or vector(0)'
+    return [
+        stat(
+            "Tokens issued",
+            [(issued, "")],
+            unit=TOKENS_PER_SECOND,
+            what="Tokens issued by all tenants.",
+            window=_RATE_WINDOW,
+        ),
+        stat(
+            "Failed requests",
+            [(failure_ratio(failed, issued), "")],
+            unit="percentunit",
+            what="Token requests that failed, of all token requests.",
+            window=_RATE_WINDOW,
+            limits=thresholds((0.05, "orange"), (0.2, "red")),
+            decimals=1,
+        ),
+        stat(
+            "Tenants",
+            [(active, "active"), (known, "known")],
+            unit="short",
+            what="Tenants whose newest token is younger than 24 hours, and all that have a series of their own.",
+            window="24 hours before the newest scrape",
+        ),
+        stat(
+            "Active agents",
+            [(f"sum({gauge(ACTIVE_AGENTS)})", "")],
+            unit="short",
+            what="Agents with at least one token.",
+            window="the current hour and the 23 before it",
+        ),
+        stat(
+            "Tokens this month",
+            [(f"sum({gauge(MONTH)})", "")],
+            unit="short",
+            what="Tokens issued by all tenants, exactly as counted in the store.",
+            window="the calendar month so far",
+        ),
+        stat(
+            "Alerts firing",
+            [(firing, "")],
+            unit="short",
+            what="Firing alerts of this service; the time lines below mark them. docs/alerts.md says what to do.",
+            window=_NOW,
+            limits=thresholds((1, "red")),
+        ),
+    ]
+
+
+def _issuance() -> list[Json]:
+    # The same ten all along the range: without "@ end()" each point would have its own ten.
+    largest = f"topk(10, {by_tenant(increase(ISSUED, _REAL_TENANTS, modifier=' @ end()'))})"
+    return [
+        timeseries(
+            "Tokens per second",
+            [
+                (f"sum({rate(ISSUED)})", "issued"),
+                (f"sum({rate(FAILED)})", "failed"),
+                (f"sum({recorded(EXPECTED)})", "expected"),
+            ],
+            unit=TOKENS_PER_SECOND,
+            what="All tenants. Expected: median of the same hour of the week in the last three weeks, of the last day"
+            " until a week is known.",
+            window=_RATE_WINDOW,
+            overrides=[
+                override("failed", color={"fixedColor": "red", "mode": "fixed"}),
+                override(
+                    "expected",
+                    color={"fixedColor": "text", "mode": "fixed"},
+                    custom__lineStyle={"dash": [8, 8], "fill": "dash"},
+                    custom__fillOpacity=0,
+                ),
+            ],
+        ),
+        timeseries(
+            "Ten largest tenants",
+            [(f"{by_tenant(rate(ISSUED))} and {largest}", "{{tenant_id}}")],
+            unit=TOKENS_PER_SECOND,
+            what="The tenants that were issued most tokens in the time range.",
+            window=_RATE_WINDOW,
+        ),
+    ]
+
+
+def _tenants() -> list[tuple[int, list[Json]]]:
+    real = {"selector": _REAL_TENANTS}
+    issued, failed = (by_tenant(increase(metric, **real)) for metric in (ISSUED, FAILED))
+    month = by_tenant(gauge(MONTH, **real))
+    share = f"max by (tenant_id) ({gauge(TOP_AGENT, **real)} and {gauge(MONTH, **real)} >= 100)"
+    agents = by_tenant(gauge(ACTIVE_AGENTS, **real))
+    oldest = f"topk(20, {_LAST_TOKEN_AGE})"
+    expected_hourly = f"3600 * {by_tenant(recorded(EXPECTED, _REAL_TENANTS))}"
+    ratio = f"max by (tenant_id) (300 * {RATE}{{{_REAL_TENANTS}}} / {recorded(LIMIT, _REAL_TENANTS)})"
+    return [
+        (
+            9,
+            [
+                table(
+                    "Largest tenants",
+                    [
+                        ("Tokens", f"topk(20, {issued})"),
+                        ("Failed", f"{failure_ratio(failed, issued)} and topk(20, {issued})"),
+                        ("Active agents", f"{agents} and topk(20, {issued})"),
+                        ("This month", f"{month} and topk(20, {issued})"),
+                    ],
+                    unit="short",
+                    what="The 20 tenants with most tokens in the time range (estimated from scrapes), the failed share"
+                    " of their requests, agents of the last 24 hours, exact tokens of the calendar month.",
+                    window="the time range",
+                    overrides=[
+                        override("Tokens", decimals=0),
+                        override(
+                            "Failed",
+                            unit="percentunit",
+                            decimals=1,
+                            thresholds=thresholds((0.05, "orange"), (0.2, "red")),
+                            custom__cellOptions={"type": "color-text"},
+                        ),
+                    ],
+                    sort_by="Tokens",
+                ),
+                bar_gauge(
+                    "Nearest to a spike",
+                    (f"topk(10, {ratio})", "{{tenant_id}}"),
+                    unit="percentunit",
+                    what="Tokens of the last 5 minutes as a share of the tenant's limit; over 100 % for 5 minutes"
+                    " raises AgentidpTokenSpike. A tenant has no limit in its first 26 hours.",
+                    window="5 minutes",
+                    limits=thresholds((0.7, "orange"), (1, "red")),
+                ),
+            ],
+        ),
+        (
+            9,
+            [
+                table(
+                    "Longest silent tenants",
+                    [
+                        ("Last token", oldest),
+                        ("Expected an hour", f"{expected_hourly} and {oldest}"),
+                        ("This month", f"{month} and {oldest}"),
+                    ],
+                    unit="short",
+                    what="The 20 tenants whose newest token is oldest, with the tokens an hour that are usual now.",
+                    window=_NOW,
+                    overrides=[
+                        override(
+                            "Last token",
+                            unit="s",
+                            decimals=0,
+                            thresholds=thresholds((3600, "orange"), (86400, "red")),
+                            custom__cellOptions={"type": "color-text"},
+                        ),
+                        override("Expected an hour", decimals=0),
+                    ],
+                    sort_by="Last token",
+                ),
+                table(
+                    "Dominated by one agent",
+                    [
+                        ("Largest agent's share", f"topk(20, {share})"),
+                        ("This month", f"{month} and topk(20, {share})"),
+                        ("Active agents", f"{agents} and topk(20, {share})"),
+                    ],
+                    unit="short",
+                    what="Tenants with at least 100 tokens this month, by the share of their largest agent; over 80 %"
+                    " raises AgentidpAgentDominates.",
+                    window="the calendar month so far",
+                    overrides=[
+                        override(
+                            "Largest agent's share",
+                            unit="percentunit",
+                            decimals=1,
+                            thresholds=thresholds((0.6, "orange"), (0.8, "red")),
+                            custom__cellOptions={"type": "color-text"},
+                        )
+                    ],
+                    sort_by="Largest agent's share",
+                ),
+            ],
+        ),
+    ]
+
+
+def _health() -> list[Json]:
+    return [
+        stat(
+            "Exporter reads the store",
+            [(_own("up"), "{{instance}}")],
+            unit="bool_yes_no",
+            what="Whether the last refresh from the store worked.",
+            window=_NOW,
+            mappings=_YES_NO,
+        ),
+        stat(
+            "Snapshot age",
+            [(f"max({_own('snapshot_age_seconds')})", "")],
+            unit="s",
+            what="How old the tenant figures are; over 5 minutes raises AgentidpSnapshotStale.",
+            window=_NOW,
+            limits=thresholds((60, "orange"), (300, "red")),
+        ),
+        stat(
+            "Last event accepted",
+            [(f"time() - max({_own('ingest_last_accepted_timestamp_seconds')} > 0)", "")],
+            unit="s",
+            what="Age of the last acknowledged event; empty if there was none since the start.",
+            window=_NOW,
+            limits=thresholds((900, "orange")),
+        ),
+        stat(
+            "Tenants without a series",
+            [(f"max({_own('dropped_tenants')})", "")],
+            unit="short",
+            what="Tenants beyond --max-tenants, summed as _other: no alert watches them.",
+            window=_NOW,
+            limits=thresholds((1, "orange")),
+        ),
+        stat(
+            "Counts that differ",
+            [(f"max({_own('verify_differences')})", "")],
+            unit="short",
+            what="Tenant-days of the last daily check whose rollups differ from a recount of the raw events. Anything"
+            " but 0 is a defect: run agentidp-analytics verify.",
+            window="the last daily check",
+            limits=thresholds((1, "red")),
+        ),
+        stat(
+            "Last check",
+            [(f"time() - max({_own('verify_last_run_timestamp_seconds')} > 0)", "")],
+            unit="s",
+            what="Age of the last daily check; empty if there was none yet.",
+            window=_NOW,
+            limits=thresholds((2 * 86400, "orange")),
+        ),
+        stat(
+            "Version",
+            [(f"count by (version) ({_own('build_info')})", "{{version}}")],
+            unit="string",
+            what="Versions that run now.",
+            window=_NOW,
+            names=True,
+        ),
+        stat(
+            "Tenants in the store",
+            [(f"max({_own('tenants')})", "")],
+            unit="short",
+            what="All tenants, those without a series of their own too.",
+            window=_NOW,
+        ),
+    ]
+
+
+def _ingest() -> list[Json]:
+    return [
+        timeseries(
+            "Events",
+            [
+                (f"sum({_own_rate('ingest_events_accepted_total')})", "accepted"),
+                (f"sum by (reason) ({_own_rate('ingest_events_rejected_total')})", "rejected: {{reason}}"),
+                (f"sum({_own_rate('duplicates_found_total')})", "duplicates"),
+            ],
+            unit="cps",
+            what="Events acknowledged (duplicates included), refused by reason, and found to be duplicates.",
+            window=_RATE_WINDOW,
+        ),
+        timeseries(
+            "Events in a commit",
+            [(_quantile(0.5, "commit_events"), "median"), (_quantile(0.99, "commit_events"), "99 %")],
+            unit="short",
+            what="How many events share one durable write, estimated from histogram buckets.",
+            window=_RATE_WINDOW,
+        ),
+        timeseries(
+            "Store durations",
+            [
+                (_quantile(0.99, "commit_duration_seconds"), "commit, 99 %"),
+                (_quantile(0.99, "recompute_duration_seconds"), "recompute, 99 %"),
+                (f"max({_own('refresh_duration_seconds')})", "exporter refresh"),
+            ],
+            unit="s",
+            what="Time of a durable write, of a recompute of the rollups, and of the exporter's last refresh.",
+            window=_RATE_WINDOW,
+        ),
+        timeseries(
+            "Slots to recompute",
+            [(f"max({_own('dirty_slots')})", "slots")],
+            unit="short",
+            what="15-minute slots that are answered from raw events until the rollups have them.",
+            window=_NOW,
+        ),
+    ]
+
+
+def _requests() -> list[Json]:
+    return [
+        timeseries(
+            "Requests",
+            [(f"sum by (code) ({_own_rate('http_requests_total')})", "{{code}}")],
+            unit="reqps",
+            what="Answers of the query API and the ingest endpoint by status code.",
+            window=_RATE_WINDOW,
+        ),
+        timeseries(
+            "Request duration",
+            [(_quantile(0.99, "http_request_duration_seconds", "le, route"), "{{route}}")],
+            unit="s",
+            what="The 99 % quantile by route, estimated from histogram buckets.",
+            window=_RATE_WINDOW,
+        ),
+        timeseries(
+            "Refused credentials",
+            [(f"sum by (reason) ({_own_rate('auth_failures_total')})", "{{reason}}")],
+            unit="reqps",
+            what="Requests refused for their credentials by reason; empty if there was none since the start.",
+            window=_RATE_WINDOW,
+        ),
+        timeseries(
+            "Exporter refreshes",
+            [
+                (f"sum({_own_rate('refreshes_total')})", "refreshes"),
+                (f"sum({_own_rate('refresh_failures_total')})", "failed"),
+            ],
+            unit="cps",
+            what="Readings of the store for the exporter, and those that failed.",
+            window=_RATE_WINDOW,
+        ),
+    ]
+
+
+def fleet(datasource_uid: str, datasource_name: str) -> Json:
+    """The fleet dashboard."""
+    health = _health()
+    return dashboard(
+        FLEET_UID,
+        "Token issuance: fleet",
+        "All tenants: issuance, failures, spikes, silence, dominance; and whether the service itself is well. UTC.",
+        time_from="now-24h",
+        variables=[
+            datasource_variable(datasource_uid, datasource_name),
+            variable("job", "Job", "label_values(agentidp_analytics_up, job)", multi=True),
+        ],
+        annotations=[alert_annotation(JOB, "{{tenant_id}}")],
+        links=[dashboard_link("One tenant", TENANT_UID)],
+        panels=lay_out(
+            [
+                ("Now", [(4, _now())]),
+                ("Issuance", [(9, _issuance())]),
+                ("Tenants", _tenants()),
+                ("Exporter and ingest", [(4, health[:4]), (4, health[4:]), (8, _ingest()), (8, _requests())]),
+            ]
+        ),
+    )

@@ -1,0 +1,52 @@
+"""The PromQL that both dashboards share. `$job` is the dashboard's variable."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ISSUED: Final = "agentidp_tenant_tokens_issued_total"
+FAILED: Final = "agentidp_tenant_token_failures_total"
+ACTIVE_AGENTS: Final = "agentidp_tenant_active_agents"
+TOP_AGENT: Final = "agentidp_tenant_top_agent_ratio"
+LAST_ISSUED: Final = "agentidp_tenant_last_issued_timestamp_seconds"
+MONTH: Final = "agentidp_tenant_month_tokens"
+EXPECTED: Final = "tenant_id:agentidp_tenant_tokens_issued:rate_expected"
+RATE: Final = "tenant_id:agentidp_tenant_tokens_issued:rate5m"
+LIMIT: Final = "tenant_id:agentidp_tenant_tokens_issued:increase5m_limit"
+
+JOB: Final = 'job=~"$job"'
+
+
+def once(expression: str) -> str:
+    """Two exporters of one store publish the same series: the larger one, never the sum."""
+    return f"max without (instance, pod) ({expression})"
+
+
+def gauge(metric: str, selector: str = JOB) -> str:
+    """A tenant gauge, once."""
+    return once(f"{metric}{{{selector}}}")
+
+
+def rate(metric: str, selector: str = JOB, window: str = "$__rate_interval", modifier: str = "") -> str:
+    """A tenant counter per second, once."""
+    return once(f"rate({metric}{{{selector}}}[{window}]{modifier})")
+
+
+def increase(metric: str, selector: str = JOB, window: str = "$__range", modifier: str = "") -> str:
+    """A tenant counter's growth in the window, once."""
+    return once(f"increase({metric}{{{selector}}}[{window}]{modifier})")
+
+
+def recorded(metric: str, selector: str = JOB) -> str:
+    """A series that a rule records every 5 minutes: seen for 15, so that one missed evaluation makes no hole."""
+    return f"last_over_time({metric}{{{selector}}}[15m])"
+
+
+def by_tenant(expression: str) -> str:
+    """The same tenant in two deployments is shown once, added up."""
+    return f"sum by (tenant_id) ({expression})"
+
+
+def failure_ratio(failed: str, issued: str) -> str:
+    """Failures' share of all requests; 0 when there was none."""
+    return f"{failed} / clamp_min({failed} + {issued}, 1e-9)"

@@ -1,0 +1,223 @@
+"""The routes, and the one door that every request goes in and every answer goes out by."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from clickhouse.errors import StoreUnavailableError
+from query_api.analytics import Analytics, TokenVerifier
+from query_api.answers import REQUEST_ID_HEADER
+from query_api.body import BodyAbandonedError
+from query_api.call import Call, Handler
+from query_api.errors import ApiError, internal, method_not_allowed, not_found, unavailable, unreadable
+from query_api.health import Health
+from query_api.ingest import Ingest
+from query_api.logs import fields
+from query_api.metrics import ApiMetrics, known_method
+from query_api.openapi import OpenApi
+from query_api.ports import Inlet, Questions, Readiness
+from query_api.request_ids import request_id
+from query_api.settings import ApiSettings
+from query_api.source_tokens import SourceTokens
+from query_api.verifier import AuthError
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("query_api.access")
+
+UNMATCHED: Final = "unmatched"
+# Asked every few seconds by whoever watches the process: answered under overload too, and kept out of the log.
+_PROBES: Final = frozenset({"/healthz", "/readyz"})
+_MAX_HEADER_BYTES: Final = 32 * 1024
+_DECODERS: Final = 2
+
+Routes = Mapping[str, Mapping[str, Handler]]
+
+
+class Api:
+    """Answers every request in the contract's shape, whatever happens behind it."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        health: Health,
+        metrics: ApiMetrics,
+        max_in_flight: int,
+        pools: list[ThreadPoolExecutor],
+    ) -> None:
+        self.routes = routes
+        self.metrics = metrics
+        self._health = health
+        self._max_in_flight = max_in_flight
+        self._pools = pools
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.in_flight.set_function(lambda: self._in_flight)
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to a request that the HTTP parser could read."""
+        call = Call(request, request_id(request.headers.get(REQUEST_ID_HEADER)))
+        route = request.rel_url.raw_path if request.rel_url.raw_path in self.routes else UNMATCHED
+        started = time.perf_counter()
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            response = await self._answered(call, route)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+        if self._health.stopping or not request.content.is_eof():
+            # The rest of an unread body would be taken for the next request.
+            response.force_close()
+        self._finish(call, response, route, time.perf_counter() - started)
+        return response
+
+    def unreadable(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to what the HTTP parser could not read; nothing of it is repeated or logged."""
+        return self._outside(request, unreadable())
+
+    def broken(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer when this very class failed."""
+        logger.exception("a request failed outside its handler")
+        return self._outside(request, internal())
+
+    def _outside(self, request: web.BaseRequest, error: ApiError) -> web.StreamResponse:
+        response = error.answer()
+        response.force_close()
+        self._finish(Call(request, request_id(None)), response, UNMATCHED, 0.0)
+        return response
+
+    async def drain(self, seconds: float) -> bool:
+        """From now on closes connections after their answer; waits until nothing is in flight.
+
+        Returns whether that came about within `seconds`.
+        """
+        self._health.stopping = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Lets the threads end; what they still do is not waited for."""
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _answered(self, call: Call, route: str) -> web.Response:
+        try:
+            return await self._handler(call, route)(call)
+        except ApiError as error:
+            return self._refused(call, error)
+        except AuthError as error:
+            return self._refused(
+                call, ApiError(error.code, error.message, headers=error.headers, reason=error.reason.value)
+            )
+        except StoreUnavailableError as error:
+            logger.warning("the store is unavailable: %s", error, extra=fields(request_id=call.request_id))
+            return self._refused(
+                call, unavailable("The store cannot answer now.", error.retry_after, "store_unavailable")
+            )
+        except BodyAbandonedError:
+            call.notes["reason"] = "body_abandoned"
+            # No answer: a sender that takes a 4xx for final would drop events that never arrived.
+            call.request.protocol.force_close()
+            return unreadable().answer()
+        except Exception:
+            logger.exception("a request failed", extra=fields(route=route, request_id=call.request_id))
+            return self._refused(call, internal())
+
+    def _handler(self, call: Call, route: str) -> Handler:
+        if self._in_flight > self._max_in_flight and route not in _PROBES:
+            raise unavailable("Too many requests are being answered; try again shortly.", 1, "overload")
+        if sum(len(name) + len(value) for name, value in call.request.raw_headers) > _MAX_HEADER_BYTES:
+            raise unreadable()
+        if route == UNMATCHED:
+            raise not_found()
+        methods = self.routes[route]
+        handler = methods.get(call.request.method)
+        if handler is None:
+            raise method_not_allowed(methods)
+        return handler
+
+    def _refused(self, call: Call, error: ApiError) -> web.Response:
+        if error.reason is not None:
+            call.notes["reason"] = error.reason
+        if error.code in ("UNAUTHORIZED", "FORBIDDEN") or (error.headers and "WWW-Authenticate" in error.headers):
+            self.metrics.auth_failures.labels(error.reason or "other").inc()
+        return error.answer()
+
+    def _finish(self, call: Call, response: web.StreamResponse, route: str, seconds: float) -> None:
+        response.headers[REQUEST_ID_HEADER] = call.request_id
+        method = call.request.method
+        self.metrics.answered(route, method, response.status, seconds)
+        access_logger.log(
+            logging.DEBUG if route in _PROBES else logging.INFO,
+            "request",
+            extra=fields(
+                method=known_method(method),
+                route=route,
+                status=response.status,
+                duration_ms=round(seconds * 1000, 2),
+                request_id=call.request_id,
+                **call.notes,
+            ),
+        )
+
+
+def build_app(
+    settings: ApiSettings,
+    *,
+    verifier: TokenVerifier,
+    questions: Questions,
+    inlet: Inlet,
+    readiness: Readiness,
+    registry: CollectorRegistry,
+    clock: Callable[[], float] = time.time,
+    timer: Callable[[], float] = time.monotonic,
+) -> Api:
+    """Wires the API together; must be called on the event loop that will serve it.
+
+    `clock` gives Unix seconds, `timer` monotonic seconds (rate limits). Raises SourceTokensError for an ingest token
+    file that cannot be used.
+    """
+    metrics = ApiMetrics(registry)
+    sources = None if settings.ingest_token_file is None else SourceTokens(settings.ingest_token_file)
+    query_threads = ThreadPoolExecutor(settings.query_threads, thread_name_prefix="query")
+    # Apart from the queries: large bodies are work for the processor, and more threads would only slow each other.
+    decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+    health = Health(readiness, decoders, timer)
+    analytics = Analytics(
+        settings,
+        verifier=verifier,
+        questions=questions,
+        metrics=metrics,
+        clock=clock,
+        timer=timer,
+        threads=query_threads,
+    )
+    ingest = Ingest(settings, sources=sources, inlet=inlet, metrics=metrics, clock=clock, timer=timer, threads=decoders)
+    routes: Routes = {
+        "/api/v1/analytics/tokens": _get(analytics.tokens),
+        "/api/v1/analytics/agents/activity": _get(analytics.activity),
+        "/api/v1/analytics/agents": _get(analytics.agents),
+        "/api/v1/events": {"POST": ingest},
+        "/healthz": _get(health.healthz),
+        "/readyz": _get(health.readyz),
+        "/openapi.json": _get(OpenApi()),
+    }
+    return Api(routes, health, metrics, settings.limits.requests_in_flight, [query_threads, decoders])
+
+
+def _get(handler: Handler) -> dict[str, Handler]:
+    # RFC 9110 section 9.3.2: HEAD is GET without its body, which aiohttp leaves out.
+    return {"GET": handler, "HEAD": handler}

@@ -1,0 +1,101 @@
+"""The API's own metrics. Every label value is from a closed set: none can be made up by a caller."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_REJECTIONS: Final = frozenset(
+    {
+        "control_character",
+        "depth",
+        "encoding",
+        "enum",
+        "forbidden_tenant",
+        "format",
+        "future",
+        "json",
+        "length",
+        "pattern",
+        "range",
+        "required",
+        "too_old",
+        "type",
+    }
+)
+
+
+class ApiMetrics:
+    """The metrics of the query API and the ingest endpoint, registered in the given registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests: Final = Counter(
+            "agentidp_analytics_http_requests_total",
+            "HTTP requests answered, by route template, method and status code.",
+            ("route", "method", "code"),
+            registry=registry,
+        )
+        self._duration: Final = Histogram(
+            "agentidp_analytics_http_request_duration_seconds",
+            "Time from the last header of a request to its answer, by route template.",
+            ("route",),
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self.in_flight: Final = Gauge(
+            "agentidp_analytics_http_requests_in_flight",
+            "HTTP requests being answered now.",
+            registry=registry,
+        )
+        self.connections_refused: Final = Counter(
+            "agentidp_analytics_http_connections_refused_total",
+            "Connections closed at once because too many were open.",
+            registry=registry,
+        )
+        self.auth_failures: Final = Counter(
+            "agentidp_analytics_auth_failures_total",
+            "Requests refused for their credentials, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+        self.rate_limited: Final = Counter(
+            "agentidp_analytics_rate_limited_total",
+            "Requests answered 429, by whose limit it was.",
+            ("scope",),
+            registry=registry,
+        )
+        self.events_accepted: Final = Counter(
+            "agentidp_analytics_ingest_events_accepted_total",
+            "Events stored and acknowledged, duplicates included.",
+            registry=registry,
+        )
+        self._events_rejected: Final = Counter(
+            "agentidp_analytics_ingest_events_rejected_total",
+            "Events refused, by the first reason.",
+            ("reason",),
+            registry=registry,
+        )
+        self.last_accepted: Final = Gauge(
+            "agentidp_analytics_ingest_last_accepted_timestamp_seconds",
+            "When events were last acknowledged; 0 if not since the start.",
+            registry=registry,
+        )
+        for scope in ("tenant", "source"):
+            self.rate_limited.labels(scope)
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Counts one answer. `route` is a template or "unmatched", never a path."""
+        self._requests.labels(route, known_method(method), str(status)).inc()
+        self._duration.labels(route).observe(seconds)
+
+    def rejected(self, code: str, events: int) -> None:
+        """Counts refused events under `code`, or under "other" if it is not of the closed set."""
+        self._events_rejected.labels(code if code in _REJECTIONS else "other").inc(events)
+
+
+def known_method(method: str) -> str:
+    """`method`, or "other" if it is not one that people use: the parser knows some forty."""
+    return method if method in _METHODS else "other"

@@ -1,0 +1,42 @@
+"""What the API needs from the rest of the program, named by role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Protocol
+
+from clickhouse.event import Event
+from clickhouse.tenant import TenantId
+
+
+class Questions(Protocol):
+    """The three questions. They block, and raise clickhouse.errors.StoreUnavailableError."""
+
+    def trend(self, tenant: TenantId, today: date, days: int) -> list[tuple[date, int]]:
+        """Tokens of each of the `days` calendar days ending `today`, oldest first, zero days included."""
+        ...
+
+    def activity(self, tenant: TenantId, today: date, days: int) -> list[tuple[int, int, int]]:
+        """(weekday with 0 for Sunday, hour, tokens) of the non-zero cells of those days, sorted."""
+        ...
+
+    def agents(self, tenant: TenantId, month: date) -> list[tuple[str, int]]:
+        """(agent, tokens) of the calendar month that `month` lies in, largest first, ties by agent."""
+        ...
+
+
+class Inlet(Protocol):
+    """The way into the store."""
+
+    async def write(self, events: Sequence[Event]) -> None:
+        """Returns once the events are durable. Raises StoreUnavailableError: none of them is promised then."""
+        ...
+
+
+class Readiness(Protocol):
+    """Whether the store can be used."""
+
+    def check(self) -> None:
+        """Blocks shortly. Raises clickhouse.errors.StoreError with the reason."""
+        ...

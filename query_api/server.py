@@ -1,0 +1,119 @@
+"""The sockets: starts and stops serving, and keeps aiohttp's own answers to the contract's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from aiohttp import web
+
+from query_api.app import Api
+from query_api.settings import ApiSettings
+from query_api.tls import ServerCertificate
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1_024
+_HANDSHAKE_SECONDS: Final = 10.0
+_MAX_LINE_BYTES: Final = 8 * 1024
+_MAX_HEADERS: Final = 100
+# For answers that are ready at the end of a drain to be sent, and for what is cut off then to tidy up.
+_LAST_SECONDS: Final = 2.0
+
+
+class _Connection(web.RequestHandler):
+    """One client connection. What the parser refuses goes to the API too, instead of being echoed as text/plain."""
+
+    def __init__(self, server: _HttpServer, api: Api, settings: ApiSettings) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=settings.keepalive_seconds,
+            lingering_time=settings.linger_seconds,
+            max_line_size=_MAX_LINE_BYTES,
+            max_field_size=_MAX_LINE_BYTES,
+            max_headers=_MAX_HEADERS,
+            logger=logger,
+            access_log=None,  # type: ignore[arg-type]  # None means none, says its own code
+            # Unpacking is ours: aiohttp's knows no limit for all of a body, and would take deflate and br as well.
+            auto_decompress=False,
+        )
+        self._api = api
+        self._http_server = server
+        self._settings = settings
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if len(self._http_server.connections) > self._settings.limits.connections:
+            self._api.metrics.connections_refused.inc()
+            self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what never became a request. `exc` and `message` repeat it, so they are not used."""
+        return self._api.unreadable(request) if status < 500 else self._api.broken(request)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends the answer; gives up on a client that does not take it."""
+        try:
+            async with asyncio.timeout(self._settings.answer_seconds):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self.force_close()
+            return resp, True
+
+
+class _HttpServer(web.Server):
+    def __init__(self, api: Api, settings: ApiSettings) -> None:
+        super().__init__(api)
+        self._api = api
+        self._settings = settings
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, self._api, self._settings)
+
+
+class ApiServer:
+    """Serves an Api on `settings.host` and `settings.port`."""
+
+    def __init__(self, api: Api, settings: ApiSettings) -> None:
+        """Raises query_api.tls.TlsFilesError for a certificate that cannot be used."""
+        self._api = api
+        self._settings = settings
+        self._certificate = (
+            ServerCertificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+        )
+        self._listener: asyncio.Server | None = None
+        self._http: _HttpServer | None = None
+
+    async def start(self) -> int:
+        """Starts to accept connections and returns the port (the bound one for port 0). Raises OSError."""
+        self._http = _HttpServer(self._api, self._settings)
+        tls: dict[str, Any] = {}
+        if self._certificate is not None:
+            tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._http, self._settings.host, self._settings.port, backlog=_BACKLOG, **tls
+        )
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Stops accepting, lets what is in flight finish (within `drain_seconds`), then closes every connection."""
+        if self._listener is None or self._http is None:
+            return
+        self._listener.close()
+        # Before aiohttp's own shutdown: that stops reading at once, and a body half received would never be whole.
+        if not await self._api.drain(self._settings.drain_seconds):
+            logger.warning("some requests took longer than the drain time and are cut off")
+        self._http.pre_shutdown()
+        await self._http.shutdown(_LAST_SECONDS)
+        self._api.close()
