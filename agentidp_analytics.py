@@ -192,16 +192,21 @@ async def running(settings: Settings) -> AsyncIterator[Keeper]:
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     async with contextlib.AsyncExitStack() as stack:
+        verifier = await _verifier(settings, registry, stack) if settings.only != "exporter" else None
         keeper = stack.enter_context(await asyncio.to_thread(Keeper, settings.dsn, settings.cluster, registry))
-        if settings.only != "exporter":
-            await _start_api(settings, keeper, registry, stack)
+        if verifier is not None:
+            await _start_api(settings, keeper, verifier, registry, stack)
         if settings.only != "api":
             await _start_exporter(settings, keeper, registry, stack)
         yield keeper
 
 
 async def _start_api(
-    settings: Settings, keeper: Keeper, registry: CollectorRegistry, stack: contextlib.AsyncExitStack
+    settings: Settings,
+    keeper: Keeper,
+    verifier: Verifier,
+    registry: CollectorRegistry,
+    stack: contextlib.AsyncExitStack,
 ) -> None:
     await asyncio.to_thread(keeper.removal.resume)
     keeper.upkeep.start()
@@ -211,7 +216,7 @@ async def _start_api(
     stack.push_async_callback(commit.stop)
     api = build_app(
         settings.api,
-        verifier=await _verifier(settings, registry, stack),
+        verifier=verifier,
         questions=Queries(keeper.store),
         inlet=commit,
         readiness=keeper,

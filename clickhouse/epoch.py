@@ -52,6 +52,7 @@ class Epochs:
         self._condition = threading.Condition()
         self._current: Epoch | None = None
         self._sealed: list[Epoch] = []
+        self._ended = False
 
     def enter(self, now_ms: int, monotonic: float) -> Epoch:
         """The epoch to write under; `leave` must follow."""
@@ -81,15 +82,18 @@ class Epochs:
             self._condition.notify_all()
 
     def wait_for_work(self, timeout: float | None = None) -> bool:
-        """Blocks until an epoch is open or sealed (or `wake` is called); says whether there is one."""
+        """Blocks until an epoch is open or sealed, or `end` was called; says whether there is one."""
         with self._condition:
-            if self._current is None and not self._sealed:
-                self._condition.wait(timeout)
-            return self._current is not None or bool(self._sealed)
+            self._condition.wait_for(lambda: self._ended or self._has_work(), timeout)
+            return self._has_work()
 
-    def wake(self) -> None:
-        """Ends a `wait_for_work` early."""
+    def _has_work(self) -> bool:
+        return self._current is not None or bool(self._sealed)
+
+    def end(self) -> None:
+        """From now on nobody waits for work."""
         with self._condition:
+            self._ended = True
             self._condition.notify_all()
 
     def seal(self) -> None:

@@ -36,6 +36,7 @@ CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
     "distributed_ddl_task_timeout": 120,
 }
 UNKNOWN_DATABASE: Final = 81
+_SERVER_SCHEMES: Final = ("http", "https", "clickhouse", "clickhouses")
 _WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
 
 
@@ -58,6 +59,11 @@ class Store:
         self._closed = False
         if self.embedded:
             _prepare_directory(dsn)
+        elif urlsplit(dsn).scheme not in _SERVER_SCHEMES:
+            raise StoreSetupError(
+                f"--dsn {self.address} names no store: give chdb:///absolute/path, clickhouse(s)://host/database "
+                "or http(s)://user:password@host:port/database"
+            )
         self._client()  # so that a wrong DSN is known now, not at the first event
 
     @property

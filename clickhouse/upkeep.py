@@ -57,7 +57,7 @@ class Upkeep:
     def stop(self) -> None:
         """Ends the thread after the work at hand. Open epochs keep their marks: the next start takes them up."""
         self._stopping.set()
-        self._epochs.wake()
+        self._epochs.end()
         if self._thread is not None:
             self._thread.join()
 

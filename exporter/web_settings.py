@@ -80,13 +80,13 @@ class WebSettings:
 def read_web_settings(path: Path) -> WebSettings:
     """Reads the file. Raises WebConfigError if it cannot be read or says anything that is not understood."""
     root = _Section(path, "", _load(path))
+    root.only("tls_server_config", "http_server_config", "basic_auth_users")
     tls = root.section("tls_server_config")
     http = root.section("http_server_config")
-    users = root.section("basic_auth_users")
-    root.end()
-    headers = http.section("headers")
+    http.only("headers", "http2")
     http.choice("http2", {"true": True, "false": False}, "true")  # accepted either way: clients settle for HTTP/1.1
-    http.end()
+    headers = http.section("headers")
+    users = root.section("basic_auth_users")
     return WebSettings(
         tls=_tls_settings(tls) if tls.names else None,
         headers={name: value for name in headers.names if (value := _header_value(headers, name))},
@@ -95,12 +95,11 @@ def read_web_settings(path: Path) -> WebSettings:
 
 
 class _Section:
-    """A mapping of the file that knows where it stands, and which of its keys were asked for."""
+    """A mapping of the file that knows where it stands."""
 
     def __init__(self, file: Path, name: str, content: object) -> None:
         self.file = file
         self._name = name
-        self._asked: set[str] = set()
         if content in ("", None):  # a key without a value
             content = {}
         if not isinstance(content, dict):
@@ -112,12 +111,10 @@ class _Section:
         return list(self._content)
 
     def section(self, key: str) -> _Section:
-        self._asked.add(key)
         return _Section(self.file, self.path_of(key), self._content.get(key))
 
     def text(self, key: str) -> str:
         """The value of `key`; empty if it is not there."""
-        self._asked.add(key)
         value = self._content.get(key, "")
         if not isinstance(value, str):
             raise self.error(key, "must be a single value")
@@ -129,13 +126,13 @@ class _Section:
             raise self.error(key, f"{value!r} must be one of {', '.join(choices)}")
         return choices[value]
 
-    def end(self) -> None:
-        """Refuses a key that nobody asked for: a misspelt one would silently protect nothing."""
+    def only(self, *known: str) -> None:
+        """Refuses any other key: a misspelt one would silently protect nothing."""
         for key in self._content:
             if self.path_of(key) in _UNSUPPORTED:
                 raise self.error(key, f"is not supported here; {_UNSUPPORTED[self.path_of(key)]}")
-            if key not in self._asked:
-                raise self.error(key, f"unknown key; known here: {', '.join(sorted(self._asked))}")
+            if key not in known:
+                raise self.error(key, f"unknown key; known here: {', '.join(known)}")
 
     def path_of(self, key: str) -> str:
         return f"{self._name}.{key}" if self._name else key
@@ -145,6 +142,7 @@ class _Section:
 
 
 def _tls_settings(section: _Section) -> TlsSettings:
+    section.only("cert_file", "key_file", "client_auth_type", "client_ca_file", "min_version", "max_version")
     settings = TlsSettings(
         cert_file=_path(section, "cert_file"),
         key_file=_path(section, "key_file"),
@@ -153,7 +151,6 @@ def _tls_settings(section: _Section) -> TlsSettings:
         min_version=section.choice("min_version", _TLS_VERSIONS, "TLS12"),
         max_version=section.choice("max_version", _TLS_VERSIONS, "TLS13"),
     )
-    section.end()
     if settings.min_version > settings.max_version:
         raise section.error("min_version", "is above max_version; no client could connect")
     if settings.client_auth is ssl.CERT_NONE and settings.client_ca_file is not None:

@@ -421,7 +421,7 @@ def fleet(datasource_uid: str, datasource_name: str) -> Json:
             [
                 ("Now", [(4, _now())]),
                 ("Issuance", [(9, _issuance())]),
-                ("Tenants", _tenants()),
+                ("Tenants by rank", _tenants()),
                 ("Exporter and ingest", [(4, health[:4]), (4, health[4:]), (8, _ingest()), (8, _requests())]),
             ]
         ),

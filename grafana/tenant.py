@@ -154,7 +154,7 @@ def _lines() -> list[Json]:
             window="the hour of each point and the 23 before it",
         ),
         timeseries(
-            "Largest agent's share",
+            "Largest agent's share over time",
             [(f"max({gauge(TOP_AGENT, _TENANT)})", "share")],
             unit="percentunit",
             what="The largest agent's share of the month's tokens; starts over with each month.",

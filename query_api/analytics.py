@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from aiohttp import web
 
 from clickhouse.tenant import TenantId
 from query_api.answers import json_answer
 from query_api.call import Call
-from query_api.errors import rate_limited
+from query_api.errors import rate_limited, unavailable
 from query_api.fair_queue import FairQueue, QueueFullError
 from query_api.limits import TokenBuckets, rate_limit_headers
 from query_api.metrics import ApiMetrics
@@ -53,8 +53,10 @@ class Analytics:
         self._metrics = metrics
         self._clock = clock
         self._threads = threads
-        self._buckets = TokenBuckets("tenant", limits.tenant_requests, timer) if limits.tenant_requests else None
+        self._rate = limits.tenant_requests
+        self._buckets = TokenBuckets(self._rate, timer) if self._rate else None
         self._queue = FairQueue(settings.query_threads, limits.tenant_queries, limits.tenant_queries_waiting)
+        self._query_seconds = settings.query_seconds
 
     async def tokens(self, call: Call) -> web.Response:
         """GET /api/v1/analytics/tokens."""
@@ -91,22 +93,33 @@ class Analytics:
         principal = await self._verifier.verify(call.request.headers.getall("Authorization", []))
         tenant = principal.tenant
         call.notes["tenant"] = tenant
-        if self._buckets is None:
+        if self._rate is None or self._buckets is None:
             return tenant, {}
         verdict = self._buckets.take(tenant)
-        headers = rate_limit_headers([verdict])
+        headers = rate_limit_headers("tenant", self._rate, verdict)
         if not verdict.allowed:
             self._metrics.rate_limited.labels("tenant").inc()
-            raise rate_limited("This tenant asks more often than it may.", verdict.retry_after, headers)
+            raise rate_limited("This tenant asks more often than it may.", verdict.more_in, headers)
         return tenant, headers
 
     async def _asked(self, tenant: TenantId, headers: dict[str, str], question: Callable[[], _Answer]) -> _Answer:
         try:
-            async with self._queue.turn(tenant):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, question)
+            async with asyncio.timeout(self._query_seconds):
+                await self._queue.enter(tenant)
+                answer = asyncio.get_running_loop().run_in_executor(self._threads, question)
+                # The turn ends with the query and not with the patience: the thread is busy until then.
+                answer.add_done_callback(lambda done: self._ended(tenant, done))
+                return await asyncio.shield(answer)
         except QueueFullError:
             self._metrics.rate_limited.labels("tenant").inc()
             raise rate_limited("Too many questions of this tenant are waiting already.", 1, headers) from None
+        except TimeoutError:
+            raise unavailable("The store did not answer in time.", 5, "query_time") from None
+
+    def _ended(self, tenant: TenantId, done: asyncio.Future[Any]) -> None:
+        self._queue.leave(tenant)
+        if not done.cancelled():
+            done.exception()  # looked at, or asyncio would log one that came too late with its message
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)

@@ -12,7 +12,7 @@ from typing import Final
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from clickhouse.errors import StoreUnavailableError
+from clickhouse.errors import StoreError, StoreUnavailableError
 from query_api.analytics import Analytics, TokenVerifier
 from query_api.answers import REQUEST_ID_HEADER
 from query_api.body import BodyAbandonedError
@@ -117,24 +117,27 @@ class Api:
         try:
             return await self._handler(call, route)(call)
         except ApiError as error:
-            return self._refused(call, error)
+            if error.code in ("UNAUTHORIZED", "FORBIDDEN"):
+                self.metrics.auth_failures.labels(error.reason or "other").inc()
+            return _refused(call, error)
         except AuthError as error:
-            return self._refused(
-                call, ApiError(error.code, error.message, headers=error.headers, reason=error.reason.value)
-            )
+            self.metrics.auth_failures.labels(error.reason.value).inc()
+            return _refused(call, ApiError(error.code, error.message, headers=error.headers, reason=error.reason.value))
         except StoreUnavailableError as error:
             logger.warning("the store is unavailable: %s", error, extra=fields(request_id=call.request_id))
-            return self._refused(
-                call, unavailable("The store cannot answer now.", error.retry_after, "store_unavailable")
-            )
+            return _refused(call, unavailable("The store cannot answer now.", error.retry_after, "store_unavailable"))
+        except StoreError as error:
+            logger.error("the store failed: %s", error, extra=fields(request_id=call.request_id))  # noqa: TRY400
+            return _refused(call, internal())
         except BodyAbandonedError:
             call.notes["reason"] = "body_abandoned"
-            # No answer: a sender that takes a 4xx for final would drop events that never arrived.
+            # No answer: a sender that takes a 4xx for final would drop events that never arrived. The status is for
+            # log and metrics only (499, as nginx has it).
             call.request.protocol.force_close()
-            return unreadable().answer()
+            return web.Response(status=499)
         except Exception:
             logger.exception("a request failed", extra=fields(route=route, request_id=call.request_id))
-            return self._refused(call, internal())
+            return _refused(call, internal())
 
     def _handler(self, call: Call, route: str) -> Handler:
         if self._in_flight > self._max_in_flight and route not in _PROBES:
@@ -149,29 +152,21 @@ class Api:
             raise method_not_allowed(methods)
         return handler
 
-    def _refused(self, call: Call, error: ApiError) -> web.Response:
-        if error.reason is not None:
-            call.notes["reason"] = error.reason
-        if error.code in ("UNAUTHORIZED", "FORBIDDEN") or (error.headers and "WWW-Authenticate" in error.headers):
-            self.metrics.auth_failures.labels(error.reason or "other").inc()
-        return error.answer()
-
     def _finish(self, call: Call, response: web.StreamResponse, route: str, seconds: float) -> None:
         response.headers[REQUEST_ID_HEADER] = call.request_id
-        method = call.request.method
+        method = known_method(call.request.method)
         self.metrics.answered(route, method, response.status, seconds)
-        access_logger.log(
-            logging.DEBUG if route in _PROBES else logging.INFO,
-            "request",
-            extra=fields(
-                method=known_method(method),
+        level = logging.DEBUG if route in _PROBES else logging.INFO
+        if access_logger.isEnabledFor(level):
+            values = fields(
+                method=method,
                 route=route,
                 status=response.status,
                 duration_ms=round(seconds * 1000, 2),
                 request_id=call.request_id,
                 **call.notes,
-            ),
-        )
+            )
+            access_logger.log(level, "request", extra=values)
 
 
 def build_app(
@@ -216,6 +211,12 @@ def build_app(
         "/openapi.json": _get(OpenApi()),
     }
     return Api(routes, health, metrics, settings.limits.requests_in_flight, [query_threads, decoders])
+
+
+def _refused(call: Call, error: ApiError) -> web.Response:
+    if error.reason is not None:
+        call.notes["reason"] = error.reason
+    return error.answer()
 
 
 def _get(handler: Handler) -> dict[str, Handler]:

@@ -64,8 +64,10 @@ class BodyBudget:
         except BaseException:
             self._free += taken
             raise
+        body = b"".join(chunks)
+        chunks.clear()
         try:
-            yield b"".join(chunks)
+            yield body
         finally:
             self._free += taken
 

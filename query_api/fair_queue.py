@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class QueueFullError(Exception):
@@ -26,16 +24,8 @@ class FairQueue:
         self._running: Counter[str] = Counter()
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
-    @asynccontextmanager
-    async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Holds a slot for the block. Raises QueueFullError."""
-        await self._enter(tenant)
-        try:
-            yield
-        finally:
-            self._leave(tenant)
-
-    async def _enter(self, tenant: str) -> None:
+    async def enter(self, tenant: str) -> None:
+        """Returns with a slot, which `leave` gives back. Raises QueueFullError."""
         queue = self._waiting.get(tenant)
         if not queue and self._may_run(tenant):
             self._admit(tenant)
@@ -52,13 +42,14 @@ class FairQueue:
         except asyncio.CancelledError:
             if ticket.done() and not ticket.cancelled():
                 # The slot was given in the same moment as the waiting was given up: it would be lost for ever.
-                self._leave(tenant)
+                self.leave(tenant)
             elif ticket in queue:
                 queue.remove(ticket)
                 self._forget_if_empty(tenant)
             raise
 
-    def _leave(self, tenant: str) -> None:
+    def leave(self, tenant: str) -> None:
+        """Gives a slot back; it goes to the next tenant that waits."""
         self._free += 1
         self._running[tenant] -= 1
         if not self._running[tenant]:

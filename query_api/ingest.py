@@ -57,18 +57,15 @@ class Ingest:
         self._threads = threads
         self._signatures = UsedSignatures(clock)
         self._budget = BodyBudget(limits.body_bytes_in_flight)
-        self._request_buckets = (
-            TokenBuckets("source", limits.source_requests, timer) if limits.source_requests else None
-        )
-        self._event_buckets = (
-            TokenBuckets("source-events", limits.source_events, timer) if limits.source_events else None
-        )
+        self._rate = limits.source_requests
+        self._request_buckets = TokenBuckets(self._rate, timer) if self._rate else None
+        self._event_buckets = TokenBuckets(limits.source_events, timer) if limits.source_events else None
 
     async def __call__(self, call: Call) -> web.Response:
         """Answers with how many events were accepted and why the others were not."""
         request = call.request
         source = self._authenticated(call)
-        verdicts = self._charged(self._request_buckets, source, 1, [])
+        headers = self._charged(source)
         no_parameters(request)
         batch_format = _batch_format(request)
         packed = _is_packed(request)
@@ -81,7 +78,8 @@ class Ingest:
         ):
             batch = await self._decoded(body, packed, batch_format, source)
             if batch.events:
-                verdicts = self._charged(self._event_buckets, source, len(batch.events), verdicts)
+                if self._event_buckets is not None:
+                    self._allow(self._event_buckets.take(source.name, len(batch.events)), headers)
                 await self._inlet.write(batch.events)
         # Only now: what was answered 503 or 429 comes again, and would be counted again.
         self._record(call, batch)
@@ -91,7 +89,7 @@ class Ingest:
             len(batch.rejected) > _INLINE_REJECTIONS,
             lambda: json_bytes({"accepted": len(batch.events), "rejected": batch.rejected}),
         )
-        return body_answer(answer, headers=rate_limit_headers(verdicts))
+        return body_answer(answer, headers=headers)
 
     def _authenticated(self, call: Call) -> Source:
         if self._sources is None:
@@ -108,21 +106,20 @@ class Ingest:
         call.notes["source"] = source.name
         return source
 
-    def _charged(
-        self, buckets: TokenBuckets | None, source: Source, cost: int, verdicts: list[Verdict]
-    ) -> list[Verdict]:
-        if buckets is None:
-            return verdicts
-        verdict = buckets.take(source.name, cost)
-        verdicts = [*verdicts, verdict]
+    def _charged(self, source: Source) -> dict[str, str]:
+        """Takes one request from the source's share; the headers that tell it what is left."""
+        if self._rate is None or self._request_buckets is None:
+            return {}
+        verdict = self._request_buckets.take(source.name)
+        headers = rate_limit_headers("source", self._rate, verdict)
+        self._allow(verdict, headers)
+        return headers
+
+    def _allow(self, verdict: Verdict, headers: dict[str, str]) -> None:
         if not verdict.allowed:
             self._metrics.rate_limited.labels("source").inc()
-            raise rate_limited(
-                "This source sends more than it may; send the same request again later.",
-                verdict.retry_after,
-                rate_limit_headers(verdicts),
-            )
-        return verdicts
+            message = "This source sends more than it may; send the same request again later."
+            raise rate_limited(message, verdict.more_in, headers)
 
     @asynccontextmanager
     async def _signed(self, source: Source, request: web.BaseRequest, body: bytes) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from query_api.settings import Rate
@@ -15,21 +15,17 @@ MAX_BUCKETS: Final = 10_000
 
 
 class Verdict(NamedTuple):
-    """What a bucket said. `retry_after` is 0 if allowed; the seconds are whole, rounded up."""
+    """What a bucket said: how much is left, and after how many seconds (rounded up) there is more (0: it is full)."""
 
-    policy: str
-    rate: Rate
     allowed: bool
     remaining: int
-    full_in: int
-    retry_after: int
+    more_in: int
 
 
 class TokenBuckets:
     """One token bucket for each key. `timer` is a monotonic clock in seconds."""
 
-    def __init__(self, policy: str, rate: Rate, timer: Callable[[], float], capacity: int = MAX_BUCKETS) -> None:
-        self._policy = policy
+    def __init__(self, rate: Rate, timer: Callable[[], float], capacity: int = MAX_BUCKETS) -> None:
         self._rate = rate
         self._timer = timer
         self._capacity = capacity
@@ -53,31 +49,17 @@ class TokenBuckets:
         self._buckets[key] = (level, now)
         if len(self._buckets) > self._capacity:
             self._buckets.popitem(last=False)
-        return Verdict(
-            self._policy,
-            self._rate,
-            allowed,
-            max(0, math.floor(level)),
-            self._seconds(self._rate.burst - level),
-            0 if allowed else max(1, self._seconds(1 - level)),
-        )
-
-    def _seconds(self, tokens: float) -> int:
-        return math.ceil(tokens / self._rate.per_second)
+        remaining = max(0, math.floor(level))
+        missing = 0.0 if remaining >= self._rate.burst else remaining + 1 - level
+        return Verdict(allowed, remaining, math.ceil(missing / self._rate.per_second))
 
 
-def rate_limit_headers(verdicts: Iterable[Verdict]) -> dict[str, str]:
-    """RateLimit-Policy (quota q, refilled in w seconds) and RateLimit (r remaining, full again in t seconds).
+def rate_limit_headers(policy: str, rate: Rate, verdict: Verdict) -> dict[str, str]:
+    """RateLimit-Policy (q requests in w seconds) and RateLimit (r left, more in t seconds).
 
-    As in draft-ietf-httpapi-ratelimit-headers-10; empty without a verdict.
+    As in draft-ietf-httpapi-ratelimit-headers-10, sections 3 and 4.
     """
-    found = list(verdicts)
-    if not found:
-        return {}
     return {
-        "RateLimit-Policy": ", ".join(
-            f'"{verdict.policy}";q={verdict.rate.burst};w={math.ceil(verdict.rate.burst / verdict.rate.per_second)}'
-            for verdict in found
-        ),
-        "RateLimit": ", ".join(f'"{verdict.policy}";r={verdict.remaining};t={verdict.full_in}' for verdict in found),
+        "RateLimit-Policy": f'"{policy}";q={rate.burst};w={math.ceil(rate.burst / rate.per_second)}',
+        "RateLimit": f'"{policy}";r={verdict.remaining};t={verdict.more_in}',
     }

@@ -12,6 +12,9 @@ from typing import Any, Final, Literal, TextIO
 
 LogFormat = Literal["json", "text"]
 
+# They say with addresses and statements what our own errors say without.
+_CHATTY: Final = ("urllib3", "clickhouse_connect")
+
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
@@ -22,6 +25,8 @@ def configure_logging(log_format: LogFormat, stream: TextIO | None = None, level
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def fields(**values: str | float) -> dict[str, Any]:
@@ -44,6 +49,11 @@ class _Formatter(logging.Formatter):
             error = error.__cause__ or error.__context__
         return "; because of ".join(parts)
 
+    def message(self, record: logging.LogRecord) -> str:
+        """The message. asyncio's first line is its own; then comes the text of what failed, which may say anything."""
+        text = record.getMessage()
+        return text.partition("\n")[0] if record.name == "asyncio" else text
+
     def values(self, record: logging.LogRecord) -> dict[str, Any]:
         """The fields of the line, with the exception (if any) as one of them."""
         found: dict[str, Any] = dict(getattr(record, "fields", {}))
@@ -65,7 +75,7 @@ class JsonFormatter(_Formatter):
             "time": _moment(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self.message(record),
         }
         for name, value in self.values(record).items():
             line.setdefault(name, value)
@@ -77,7 +87,7 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line for `record`."""
-        parts = [_moment(record.created), f"{record.levelname:<7}", record.getMessage()]
+        parts = [_moment(record.created), f"{record.levelname:<7}", self.message(record)]
         parts += [f"{name}={value}" for name, value in self.values(record).items()]
         text = " ".join(parts)
         return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)

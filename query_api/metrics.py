@@ -87,8 +87,8 @@ class ApiMetrics:
             self.rate_limited.labels(scope)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Counts one answer. `route` is a template or "unmatched", never a path."""
-        self._requests.labels(route, known_method(method), str(status)).inc()
+        """Counts one answer. `route` is a template or "unmatched", never a path; `method` is from `known_method`."""
+        self._requests.labels(route, method, str(status)).inc()
         self._duration.labels(route).observe(seconds)
 
     def rejected(self, code: str, events: int) -> None:

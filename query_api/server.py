@@ -18,8 +18,9 @@ _BACKLOG: Final = 1_024
 _HANDSHAKE_SECONDS: Final = 10.0
 _MAX_LINE_BYTES: Final = 8 * 1024
 _MAX_HEADERS: Final = 100
-# For answers that are ready at the end of a drain to be sent, and for what is cut off then to tidy up.
+# For answers that are ready at the end of a drain to be sent; and for what is cut off then (0 would mean no limit).
 _LAST_SECONDS: Final = 2.0
+_CUT_OFF_SECONDS: Final = 0.05
 
 
 class _Connection(web.RequestHandler):
@@ -67,6 +68,9 @@ class _Connection(web.RequestHandler):
             async with asyncio.timeout(self._settings.answer_seconds):
                 return await super().finish_response(request, resp, start_time)
         except TimeoutError:
+            if self.transport is not None:
+                # Not close(): that would wait for ever to send what this client does not take.
+                self.transport.abort()
             self.force_close()
             return resp, True
 
@@ -99,7 +103,11 @@ class ApiServer:
         self._http = _HttpServer(self._api, self._settings)
         tls: dict[str, Any] = {}
         if self._certificate is not None:
-            tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
+            tls = {
+                "ssl": self._certificate.context,
+                "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
+                "ssl_shutdown_timeout": _LAST_SECONDS,
+            }
         self._listener = await asyncio.get_running_loop().create_server(
             self._http, self._settings.host, self._settings.port, backlog=_BACKLOG, **tls
         )
@@ -112,8 +120,9 @@ class ApiServer:
             return
         self._listener.close()
         # Before aiohttp's own shutdown: that stops reading at once, and a body half received would never be whole.
-        if not await self._api.drain(self._settings.drain_seconds):
+        drained = await self._api.drain(self._settings.drain_seconds)
+        if not drained:
             logger.warning("some requests took longer than the drain time and are cut off")
         self._http.pre_shutdown()
-        await self._http.shutdown(_LAST_SECONDS)
+        await self._http.shutdown(_LAST_SECONDS if drained else _CUT_OFF_SECONDS)
         self._api.close()

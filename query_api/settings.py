@@ -49,6 +49,8 @@ class ApiSettings:
     limits: Limits = field(default_factory=Limits)
     # More than one tenant's share (Limits.tenant_queries), so that a flood of one tenant leaves threads for others.
     query_threads: int = 24
+    # For the wait and the query together; a question beyond it is answered 503.
+    query_seconds: float = 30.0
     body_seconds: float = 30.0
     answer_seconds: float = 60.0
     # Also bounds how long the headers of a request may take. Longer than the 60 s idle timeout usual in load

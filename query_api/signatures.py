@@ -58,6 +58,9 @@ class UsedSignatures:
         self._clock = clock
         self._used: OrderedDict[bytes, float] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._used)
+
     def claim(self, offered: Offered, expected: bytes) -> None:
         """Uses `expected` up if it is among the offered digests. Raises SignatureError."""
         now = self._clock()

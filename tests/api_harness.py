@@ -85,7 +85,10 @@ def parse_reply(data: bytes) -> Reply:
     """The first HTTP response in `data`."""
     head, _, body = data.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
-    headers = CIMultiDict(line.split(": ", 1) for line in lines)  # type: ignore[arg-type]
+    headers: CIMultiDict[str] = CIMultiDict()
+    for line in lines:
+        name, _, value = line.partition(": ")
+        headers.add(name, value)
     return Reply(int(status.split()[1]), headers, body)
 
 

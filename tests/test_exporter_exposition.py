@@ -3,14 +3,15 @@ from __future__ import annotations
 import zlib
 
 import pytest
-from exporter.counters import PublishedFleet
-from exporter.exposition import EMPTY, Body, Exposition, escape_label, metadata
-from exporter.families import Family
-from exporter.negotiation import Format
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from exporter.counters import PublishedFleet
+from exporter.exposition import EMPTY, Body, Exposition, escape_label, metadata
+from exporter.families import Family
+from exporter.negotiation import Format
 
 TEXT = b"""\
 # HELP agentidp_tenant_tokens_issued_total Tokens issued to the tenant's agents since its first event, as of the last refresh: up to one refresh interval old.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from exporter.negotiation import Format, accepts_gzip, choose_format
 
 PROMETHEUS_2 = (

@@ -105,9 +105,9 @@ BAD_DAYS = (
 
 
 @pytest.mark.parametrize("path", [TOKENS, ACTIVITY])
-def test_only_a_canonical_number_of_days_is_taken(store: Store, tmp_path: Path, path: str) -> None:
+def test_only_a_canonical_number_of_days_is_taken(embedded_store: Store, tmp_path: Path, path: str) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             for days in BAD_DAYS:
                 reply = await api.get(f"{path}?days={days}")
                 assert (reply.status, reply.code) == (400, "VALIDATION_ERROR"), days
@@ -121,9 +121,9 @@ def test_only_a_canonical_number_of_days_is_taken(store: Store, tmp_path: Path, 
     run(scenario())
 
 
-def test_unknown_parameters_are_named_only_if_that_is_safe(store: Store, tmp_path: Path) -> None:
+def test_unknown_parameters_are_named_only_if_that_is_safe(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             for path in (TOKENS, ACTIVITY, AGENTS):
                 for query, shown in {
                     "tenantId=org-2": "tenantId",
@@ -142,9 +142,9 @@ def test_unknown_parameters_are_named_only_if_that_is_safe(store: Store, tmp_pat
     run(scenario())
 
 
-def test_credentials_are_looked_at_before_parameters(store: Store, tmp_path: Path) -> None:
+def test_credentials_are_looked_at_before_parameters(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             for path in (f"{TOKENS}?days=0", f"{ACTIVITY}?days=0", f"{AGENTS}?what=1"):
                 anonymous = await api.request("GET", path)
                 assert (anonymous.status, anonymous.code) == (401, "UNAUTHORIZED")
@@ -158,9 +158,9 @@ def test_credentials_are_looked_at_before_parameters(store: Store, tmp_path: Pat
     run(scenario())
 
 
-def test_the_attack_suite_gets_nowhere_through_the_real_api(store: Store, tmp_path: Path) -> None:
+def test_the_attack_suite_gets_nowhere_through_the_real_api(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             await api.send([event(1), event(1, tenant_id="org-2", agent_id="secret-of-org-2")])
             for attack in [*controls(issuer(), api.clock.now), *attacks(issuer(), api.clock.now)]:
                 api.timer.now += 1
@@ -173,9 +173,9 @@ def test_the_attack_suite_gets_nowhere_through_the_real_api(store: Store, tmp_pa
     run(scenario())
 
 
-def test_head_is_get_without_its_body(store: Store, tmp_path: Path) -> None:
+def test_head_is_get_without_its_body(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             authorization = {"Authorization": f"Bearer {api.access_token()}"}
             for path in (TOKENS, ACTIVITY, AGENTS, "/healthz", "/readyz", "/openapi.json", f"{TOKENS}?days=0"):
                 full = await api.request("GET", path, headers=authorization)
@@ -186,9 +186,9 @@ def test_head_is_get_without_its_body(store: Store, tmp_path: Path) -> None:
     run(scenario())
 
 
-def test_a_store_that_is_away_is_503_and_a_bug_is_500_without_internals(store: Store, tmp_path: Path) -> None:
+def test_a_store_that_is_away_is_503_and_a_bug_is_500_without_internals(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             api.questions.error = StoreUnavailableError("the disk of db-7.internal is full", retry_after=7)
             for path in (TOKENS, ACTIVITY, AGENTS):
                 reply = await api.get(path)

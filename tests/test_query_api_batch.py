@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -220,8 +221,8 @@ def test_the_limit_of_unpacked_bytes_is_exact(parts: list[bytes], slack: int) ->
 
 def test_a_bomb_is_stopped_at_the_limit() -> None:
     squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
-    bomb = b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(500)) + squeeze.flush()
-    assert len(bomb) < 1_000_000
+    bomb = b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(100)) + squeeze.flush()
+    assert len(bomb) < LIMIT
     with pytest.raises(ApiError) as caught:
         gunzip(bomb, LIMIT)
     assert caught.value.status == 413
@@ -285,7 +286,7 @@ def test_no_bytes_lead_to_anything_but_a_batch_or_an_api_error(media: str, scrap
 def test_no_bytes_make_gunzip_fail_otherwise(data: bytes, cut: int, patch: bytes) -> None:
     packed = gzip.compress(data)
     for body in (data, packed[:cut] + patch + packed[cut + len(patch) :]):
-        found = attempt(lambda body=body: gunzip(body, LIMIT))
+        found = attempt(partial(gunzip, body, LIMIT))
         assert found.status in (400, 413) if isinstance(found, ApiError) else len(found) <= LIMIT
 
 

@@ -64,10 +64,10 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_is_no_request_gets_json_and_is_neither_repeated_nor_logged(
-    store: Store, tmp_path: Path, name: str
+    embedded_store: Store, tmp_path: Path, name: str
 ) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             data = await api.raw(UNREADABLE[name])
             reply = parse_reply(data)
             check_shape(reply)
@@ -85,9 +85,9 @@ def test_what_is_no_request_gets_json_and_is_neither_repeated_nor_logged(
     assert not [line for line in lines if "zq-" in line or "Traceback" in line]
 
 
-def test_a_bad_request_behind_a_good_one_does_not_spoil_it(store: Store, tmp_path: Path) -> None:
+def test_a_bad_request_behind_a_good_one_does_not_spoil_it(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
@@ -99,16 +99,18 @@ def test_a_bad_request_behind_a_good_one_does_not_spoil_it(store: Store, tmp_pat
     run(scenario())
 
 
-PATHS = ("/", "/api", "/api/v1/analytics", "/api/v1/analytics/tokens/", "/api//v1/events", "/%68ealthz", "/healthz/..")
-PATHS += ("/api/v1/analytics/agents%2Factivity", "/api/v2/events", "/metrics", "/favicon.ico", "/.env", "/healthz;a=b")
+PATHS = (
+    *("/", "/api", "/api/v1/analytics", "/api/v1/analytics/tokens/", "/api//v1/events", "/%68ealthz", "/healthz/.."),
+    *("/api/v1/analytics/agents%2Factivity", "/api/v2/events", "/metrics", "/favicon.ico", "/.env", "/healthz;a=b"),
+)
 
 
-def test_other_paths_are_404_and_other_methods_405_with_allow(store: Store, tmp_path: Path) -> None:
+def test_other_paths_are_404_and_other_methods_405_with_allow(embedded_store: Store, tmp_path: Path) -> None:
     async def line(api: Service, request: bytes) -> Reply:
         return parse_reply(await api.raw(request + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
 
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             for path in PATHS:
                 reply = await line(api, b"GET " + path.encode())
                 check_shape(reply)
@@ -128,9 +130,9 @@ def test_other_paths_are_404_and_other_methods_405_with_allow(store: Store, tmp_
     run(scenario())
 
 
-def test_a_safe_request_id_comes_back_and_any_other_is_replaced(store: Store, tmp_path: Path) -> None:
+def test_a_safe_request_id_comes_back_and_any_other_is_replaced(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path) as api:
+        async with serving(embedded_store, tmp_path) as api:
             seen = set()
             for offered in ("a", "A.b_c-1", "x" * 64):
                 reply = await api.request("GET", "/nothing", headers={"X-Request-Id": offered})
@@ -146,10 +148,10 @@ def test_a_safe_request_id_comes_back_and_any_other_is_replaced(store: Store, tm
 
 
 def test_a_request_of_a_closed_kind_keeps_the_connection_and_an_unread_body_ends_it(
-    store: Store, tmp_path: Path
+    embedded_store: Store, tmp_path: Path
 ) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path, linger_seconds=0.05) as api:
+        async with serving(embedded_store, tmp_path, linger_seconds=0.05) as api:
             two = (
                 b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
             )
@@ -166,9 +168,9 @@ def test_a_request_of_a_closed_kind_keeps_the_connection_and_an_unread_body_ends
     run(scenario())
 
 
-def test_slow_headers_end_with_the_keepalive_time(store: Store, tmp_path: Path) -> None:
+def test_slow_headers_end_with_the_keepalive_time(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path, keepalive_seconds=0.05) as api:
+        async with serving(embedded_store, tmp_path, keepalive_seconds=0.05) as api:
             assert await api.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ") == b""
             assert await api.raw(b"") == b""
             alive = await api.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /hea")
@@ -177,9 +179,9 @@ def test_slow_headers_end_with_the_keepalive_time(store: Store, tmp_path: Path) 
     run(scenario())
 
 
-def test_connections_beyond_the_limit_are_closed_at_once(store: Store, tmp_path: Path) -> None:
+def test_connections_beyond_the_limit_are_closed_at_once(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(store, tmp_path, limits=Limits(connections=2)) as api:
+        async with serving(embedded_store, tmp_path, limits=Limits(connections=2)) as api:
             held = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
             for _, writer in held:
                 writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")

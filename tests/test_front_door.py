@@ -1,0 +1,322 @@
+"""The command line as a user meets it: processes, exit codes, one-line errors, files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from tests.service import (
+    AUDIENCE,
+    INGEST_TOKEN,
+    ISSUER,
+    ROOT,
+    Service,
+    clean_environment,
+    free_port,
+    request,
+    run,
+    wait_for,
+)
+
+SERVE = ("serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+TRUST = ("--issuer", ISSUER, "--audience", AUDIENCE, "--jwks-url", "http://127.0.0.1:1/jwks")
+
+
+NOW = datetime.now(UTC)
+
+
+def events(count: int, tenant: str = "org-a") -> list[dict[str, Any]]:
+    return [
+        {
+            "event_id": f"e{number}",
+            "tenant_id": tenant,
+            "agent_id": f"agent-{number % 3}",
+            "issued_at": (NOW - timedelta(hours=number)).isoformat(),
+        }
+        for number in range(count)
+    ]
+
+
+def ndjson(rows: list[Any]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (SERVE, "--issuer is missing"),
+        ((*SERVE, "--issuer", ISSUER), "--audience is missing"),
+        ((*SERVE, "--no-issuer-check", "--no-audience-check"), "--jwks-url is missing"),
+        ((*SERVE, *TRUST, "--no-issuer-check"), "--no-issuer-check contradict"),
+        ((*SERVE, *TRUST, "--jwt-algorithms", "HS256"), "--jwt-algorithms"),
+        ((*SERVE, *TRUST, "--jwt-algorithms", "none"), "--jwt-algorithms"),
+        ((*SERVE, *TRUST[:-1], "http://issuer.example/jwks"), "--jwks-url"),
+        ((*SERVE, *TRUST, "--max-token-lifetime", "soon"), "--max-token-lifetime"),
+        ((*SERVE, *TRUST, "--only", "api"), "--only api needs a ClickHouse server"),
+        ((*SERVE, *TRUST, "--listen", "nowhere"), "--listen"),
+        ((*SERVE, *TRUST, "--ingest-token-file", "/nowhere/tokens"), "--ingest-token-file"),
+        ((*SERVE, *TRUST, "--dsn", "chdb://relative/path"), "--dsn"),
+        ((*SERVE, *TRUST, "--dsn", "sqlite:///x"), "--dsn"),
+        ((*SERVE, *TRUST, "--tls-cert", __file__), "--tls-cert and --tls-key"),
+        (("token", "--tenant", "org-a", "--key", "/nowhere/key.pem"), "--key"),
+        (("token", "--tenant", "no tenant", "--key", __file__), "--key"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_a_wrong_setting_ends_with_one_line_that_names_it(
+    arguments: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
+    ended = run(*arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert ended.returncode == 2, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("agentidp-analytics: ")]
+    assert len(lines) == 1, ended.stderr
+    assert named in lines[0]
+    assert "Traceback" not in ended.stderr
+
+
+def test_every_option_has_a_variable_and_the_flag_wins(tmp_path: Path) -> None:
+    environment = {"AGENTIDP_ANALYTICS_ISSUER": ISSUER, "AGENTIDP_ANALYTICS_NO_AUDIENCE_CHECK": "1"}
+    ended = run(*SERVE, cwd=tmp_path, PYTHONPATH=str(ROOT), **environment)
+    assert "--jwks-url is missing" in ended.stderr
+    environment["AGENTIDP_ANALYTICS_JWT_ALGORITHMS"] = "none"
+    ended = run(*SERVE, *TRUST[-2:], "--jwt-algorithms", "HS512", cwd=tmp_path, PYTHONPATH=str(ROOT), **environment)
+    assert "HS512" in ended.stderr
+    for command in ("serve", "demo", "ingest", "verify", "migrate", "token", "erase"):
+        text = run(command, "--help").stdout
+        options = set(re.findall(r"(?<=\s)--([a-z-]+)", text)) - {"help"}
+        for option in options:
+            variable = "AGENTIDP_ANALYTICS_" + option.upper().replace("-", "_")
+            assert variable in re.sub(r"\s+", "", text) or option in (
+                "tls-key",
+                "issuer",
+                "audience",
+                "no-issuer-check",
+            ), (
+                command,
+                option,
+            )
+
+
+def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Path) -> None:
+    dsn = f"chdb://{tmp_path / 'store'}"
+    (tmp_path / "a.ndjson").write_bytes(ndjson(events(10)))
+    (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(ndjson(events(20))))
+    (tmp_path / "c.ndjson.zst").write_bytes(zstandard.compress(ndjson(events(30, "org-b"))))
+    bad = [{"event_id": "x"}, *events(1), {"event_id": 1, "tenant_id": "", "agent_id": "a\n", "issued_at": "soon"}]
+    (tmp_path / "bad.ndjson").write_bytes(ndjson(bad) + b"{broken\n\n")
+    names = ["a.ndjson", "b.ndjson.gz", "c.ndjson.zst", "bad.ndjson"]
+    rejects = tmp_path / "rejects.ndjson"
+    ended = run("ingest", "--dsn", dsn, "--rejects", str(rejects), *names, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert ended.returncode == 1, ended.stderr
+    assert "accepted 61, rejected 3" in ended.stdout
+    kept = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert [(entry["file"], entry["line"]) for entry in kept] == [
+        ("bad.ndjson", 1),
+        ("bad.ndjson", 3),
+        ("bad.ndjson", 4),
+    ]
+    assert {error["pointer"] for error in kept[1]["errors"]} == {"/event_id", "/tenant_id", "/agent_id", "/issued_at"}
+
+    again = run("ingest", "--dsn", dsn, *names[:3], cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (again.returncode, "accepted 60, rejected 0" in again.stdout) == (0, True)
+    piped = subprocess.run(
+        [sys.executable, "-m", "agentidp_analytics", "ingest", "--dsn", dsn, "-"],
+        input=ndjson(events(40)),
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert b"accepted 40, rejected 0" in piped.stdout, piped.stderr
+    verified = run("verify", "--dsn", dsn)
+    assert (verified.returncode, "0 differences" in verified.stdout) == (0, True), verified.stdout
+
+    with Service(tmp_path, dsn=dsn) as service:
+        for tenant, count in (("org-a", 40), ("org-b", 30)):
+            _, trend = service.get("/api/v1/analytics/tokens?days=90", tenant)
+            assert sum(day["count"] for day in trend["data"]) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.ndjson.gz", gzip.compress(ndjson(events(500)))[:-20]),
+        ("cut.ndjson.zst", b"\x28\xb5\x2f\xfdbroken"),
+        ("none.ndjson", None),
+    ],
+)
+def test_a_file_that_cannot_be_read_ends_with_its_name(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    ended = run("ingest", "--dsn", f"chdb://{tmp_path / 'store'}", str(tmp_path / name))
+    assert ended.returncode == 1
+    assert name in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_migrate_twice_and_a_store_of_a_newer_program(tmp_path: Path) -> None:
+    dsn = f"chdb://{tmp_path / 'store'}"
+    assert "applied 0001" in run("migrate", "--dsn", dsn).stdout
+    assert "schema is current" in run("migrate", "--dsn", dsn).stdout
+    newer = (
+        "from clickhouse.store import Store; import sys; s = Store(sys.argv[1]); "
+        "s.insert('schema_history', ['version', 'name'], [[9999], ['from_the_future']])"
+    )
+    subprocess.run([sys.executable, "-c", newer, dsn], cwd=ROOT, check=True)
+    for command in (("migrate",), ("verify",), SERVE + TRUST):
+        ended = run(*command, "--dsn", dsn)
+        assert ended.returncode == 2
+        assert "the store has schema 9999" in ended.stderr
+
+
+def test_one_process_an_embedded_store(tmp_path: Path) -> None:
+    with Service(tmp_path) as service:
+        ended = run("verify", "--dsn", service.dsn)
+        assert ended.returncode == 2
+        assert "another process has this embedded store open" in ended.stderr
+
+
+def test_sigterm_finishes_requests_and_stores_their_events(tmp_path: Path) -> None:
+    with Service(tmp_path) as service:
+        answers: list[int] = []
+
+        def post(part: int) -> None:
+            for number in range(20):
+                rows = [row | {"event_id": f"{part}-{number}-{row['event_id']}"} for row in events(5)]
+                try:
+                    status, _ = service.post(rows)
+                except OSError:
+                    return
+                if status == 200:
+                    answers.append(len(rows))
+
+        threads = [threading.Thread(target=post, args=(part,)) for part in range(4)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(answers) > 5, 30)
+        assert service.stop() == 0
+        for thread in threads:
+            thread.join()
+        service.start()
+        _, trend = service.get("/api/v1/analytics/tokens?days=2", "org-a")
+        assert sum(day["count"] for day in trend["data"]) >= sum(answers)
+
+
+def test_a_bad_body_changes_nothing_and_the_process_lives(tmp_path: Path) -> None:
+    with Service(tmp_path) as service:
+        headers = {"Authorization": f"Bearer {INGEST_TOKEN}", "Content-Type": "application/json"}
+        url = service.url + "/api/v1/events"
+        bomb = gzip.compress(b"[" + b" " * 50_000_000 + b"]")
+        for body, extra, expected in (
+            (b"{not json", {}, 400),
+            (b"[" + b" " * (10 * 1024 * 1024 - 1) + b"]", {}, 413),
+            (bomb, {"Content-Encoding": "gzip"}, 413),
+            (b"\xff\xfe", {}, 400),
+            (b"[" * 100_000, {}, 400),
+            (b"[]", {}, 400),
+        ):
+            status, _, answer = request("POST", url, headers | extra, body)
+            assert status == expected, answer[:300]
+            assert set(json.loads(answer)) <= {"code", "message", "details"}
+        status, answer = service.post([*events(1), {"event_id": "x"}])
+        assert status == 200
+        assert answer["accepted"] == 1
+        assert {entry["index"] for entry in answer["rejected"]} == {1}
+        assert service.get("/api/v1/analytics/tokens?days=1", "org-a")[1]["data"][0]["count"] == 1
+
+
+def test_the_demo_shows_its_stories_with_the_printed_lines(tmp_path: Path) -> None:
+    port, metrics_port = free_port(), free_port()
+    listen = ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics_port}"]
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        demo = subprocess.Popen(
+            [sys.executable, "-u", "-m", "agentidp_analytics", "demo", *listen, "--refresh-interval", "0.5s"],
+            cwd=tmp_path, env=clean_environment() | {"PYTHONPATH": str(ROOT)}, stdout=out, stderr=err,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: "Ctrl-C" in (tmp_path / "out").read_text(), 60, (tmp_path / "err").read_text)
+        text = (tmp_path / "out").read_text()
+        export = re.search(r"^export TOKEN=\S+$", text, re.MULTILINE)
+        assert export is not None
+        curls = [line for line in text.splitlines() if line.startswith("curl ")]
+        assert len(curls) == 3
+
+        def call(line: str, token: str = "") -> Any:
+            setting = f"export TOKEN={token}" if token else export[0]
+            done = subprocess.run(["bash", "-c", f"{setting}\n{line}"], capture_output=True, check=True)
+            return json.loads(done.stdout)
+
+        trend, activity, agents = (call(line) for line in curls)
+        assert list(trend) == ["tenantId", "days", "data"]
+        assert list(trend["data"][0]) == ["date", "count"]
+        assert list(activity) == ["tenantId", "data"]
+        assert list(activity["data"][0]) == ["dow", "hour", "count"]
+        assert list(agents) == ["tenantId", "month", "data"]
+        assert list(agents["data"][0]) == ["agentId", "tokenCount"]
+        counts = sorted(day["count"] for day in trend["data"])
+        assert counts[-1] > 2.5 * counts[-2], "the retry loop must stand out"
+
+        silent = run("token", "--tenant", "org-umbrella", cwd=tmp_path, PYTHONPATH=str(ROOT)).stdout.strip()
+        quiet = call(curls[0], silent)["data"]
+        assert [day["count"] for day in quiet[-3:]] == [0, 0, 0]
+        assert sum(day["count"] for day in quiet[:-5]) > 0
+
+        _, _, body = request("GET", f"http://127.0.0.1:{metrics_port}/metrics", {})
+        counter = re.search(r'tokens_issued_total{tenant_id="org-umbrella"} (\d+)', body.decode())
+        assert counter is not None
+        whole = call(curls[0].replace("days=30", "days=90"), silent)["data"]
+        assert int(counter[1]) == sum(day["count"] for day in whole)
+    finally:
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(30) == 0, (tmp_path / "err").read_text()
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+def test_the_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    wheel = next(tmp_path.glob("*.whl"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True)
+    # The dependencies of this environment as plain files: not the project itself, whose .pth is not read there.
+    dependencies = next(path for path in map(Path, sys.path) if path.name == "site-packages")
+    (site / "dependencies.pth").write_text(f"{dependencies}\n")
+    where = "import clickhouse, query_api, exporter, agentidp_analytics as a; print(a.__file__, exporter.__file__)"
+    found = subprocess.run([python, "-c", where], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert found.count(str(site)) == 2, found
+    command = tmp_path / "venv" / "bin" / "agentidp-analytics"
+    port = free_port()
+    with (tmp_path / "log").open("w") as log:
+        serving = subprocess.Popen(
+            [command, "serve", *TRUST, "--listen", f"127.0.0.1:{port}", "--metrics-listen", "127.0.0.1:0"],
+            cwd=tmp_path, env=clean_environment(), stderr=log, stdout=log,
+        )  # fmt: skip
+    try:
+
+        def is_ready() -> bool:
+            try:
+                return request("GET", f"http://127.0.0.1:{port}/readyz", {})[0] == 200
+            except OSError:
+                return False
+
+        wait_for(is_ready, 60, (tmp_path / "log").read_text)
+        assert (tmp_path / "data").is_dir(), "the default store is in the working directory"
+    finally:
+        serving.terminate()
+        assert serving.wait(30) == 0
