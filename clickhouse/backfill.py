@@ -30,6 +30,10 @@ class Reject(NamedTuple):
     errors: list[FieldError]
     text: str
 
+    def as_json(self) -> str:
+        """As one line of NDJSON."""
+        return json.dumps(self._asdict() | {"errors": [error._asdict() for error in self.errors]})
+
 
 @dataclass(slots=True)
 class Tally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +13,9 @@ from prometheus_client import CollectorRegistry
 from clickhouse import schema
 from clickhouse.backfill import Reject, backfill
 from clickhouse.keeper import Keeper
-from clickhouse.options import option, store_options
+from clickhouse.options import EXISTING_FILE, option, store_options
 from clickhouse.progress import Progress
+from clickhouse.remote import RemoteWriter
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 from clickhouse.verify import Report, table_of, verify
@@ -35,35 +35,48 @@ def migrate(dsn: str, cluster: str | None) -> None:
 @store_options
 @click.argument("files", nargs=-1, required=True)
 @option("--rejects", type=click.Path(dir_okay=False, path_type=Path), help="Keep rejected lines with reasons here.")
-def ingest(files: tuple[str, ...], dsn: str, cluster: str | None, rejects: Path | None) -> None:
+@option("--url", help="Send to the running service at this address instead of opening the store.")
+@option("--token-file", type=EXISTING_FILE, help="Ingest bearer token for --url, on the first line.")
+def ingest(
+    files: tuple[str, ...],
+    dsn: str,
+    cluster: str | None,
+    rejects: Path | None,
+    url: str | None,
+    token_file: Path | None,
+) -> None:
     """Backfills NDJSON FILES (.gz and .zst too, - for standard input); run it again to resume."""
     with contextlib.ExitStack() as stack:
-        keeper = stack.enter_context(Keeper(dsn, cluster, CollectorRegistry()))
         kept = stack.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
-        progress = Progress()
+        progress = stack.enter_context(Progress())
+        keeper = None
+        if url is None:
+            keeper = stack.enter_context(Keeper(dsn, cluster, CollectorRegistry()))
+            keeper.upkeep.repair()
+            write = keeper.writer.write
+        else:
+            if token_file is None:
+                raise click.UsageError("--token-file is missing; --url needs the ingest bearer token of the service")
+            write = RemoteWriter(url, token_file.read_text(encoding="utf-8").partition("\n")[0].strip()).write
 
         def on_reject(reject: Reject) -> None:
-            errors = [error._asdict() for error in reject.errors]
-            line = {"file": reject.file, "line": reject.line, "errors": errors, "text": reject.text}
             if kept:
-                kept.write(json.dumps(line) + "\n")
+                kept.write(reject.as_json() + "\n")
 
-        keeper.upkeep.repair()
         tally = backfill(
             files,
-            keeper.writer.write,
+            write,
             now_ms=lambda: int(time.time() * 1000),
             on_reject=on_reject,
             on_progress=progress.events,
-            after_batch=keeper.upkeep.settle_if_behind,
+            after_batch=keeper.upkeep.settle_if_behind if keeper else lambda: None,
         )
-        progress.say("rolling up ...")
-        keeper.upkeep.settle()
-        progress.close()
-    seconds = progress.seconds
+        if keeper:
+            progress.say("rolling up ...")
+            keeper.upkeep.settle()
     click.echo(
         f"accepted {tally.accepted:,}, rejected {tally.rejected:,} "
-        f"in {seconds:.1f} s ({tally.accepted / max(seconds, 0.001):,.0f} events/s)"
+        f"in {progress.seconds:.1f} s ({tally.accepted / max(progress.seconds, 0.001):,.0f} events/s)"
     )
     for code, count in sorted(tally.codes.items()):
         click.echo(f"  rejected for {code}: {count:,}")
@@ -82,8 +95,7 @@ def verify_command(
     until: datetime | None,
 ) -> None:
     """Recounts raw events against the rollups and the exporter's totals; exit 1 and a table when they differ."""
-    progress = Progress()
-    with Keeper(dsn, cluster, CollectorRegistry()) as keeper:
+    with Progress() as progress, Keeper(dsn, cluster, CollectorRegistry()) as keeper:
         keeper.upkeep.repair()
         keeper.removal.resume()
         report = verify(
@@ -92,7 +104,6 @@ def verify_command(
             until and until.date(),
             lambda done, total: progress.say(f"compared {done} of {total} months"),
         )
-    progress.close()
     _print_report(report)
     if report.differences:
         raise SystemExit(1)

@@ -130,20 +130,19 @@ def fill(keeper: Keeper, fleet: DemoFleet) -> int:
 
     Returns the number of events. Shows progress on stderr. Raises StoreError.
     """
-    progress = Progress()
     batch: list[Event] = []
     written = 0
-    for event in demo_history(fleet, datetime.now(UTC)):
-        batch.append(event)
-        if len(batch) == EVENTS_A_BATCH:
-            keeper.writer.write(batch)
-            written += len(batch)
-            progress.say(f"making up {DAYS} days: {written:,} events")
-            batch = []
-    keeper.writer.write(batch)
-    progress.say("rolling up ...")
-    keeper.upkeep.settle()
-    totals = Totals(keeper.store)
-    totals.published(totals.fleet().tenant_id)
-    progress.close()
+    with Progress() as progress:
+        for event in demo_history(fleet, datetime.now(UTC)):
+            batch.append(event)
+            if len(batch) == EVENTS_A_BATCH:
+                keeper.writer.write(batch)
+                written += len(batch)
+                progress.say(f"making up {DAYS} days: {written:,} events")
+                batch = []
+        keeper.writer.write(batch)
+        progress.say("rolling up ...")
+        keeper.upkeep.settle()
+        totals = Totals(keeper.store)
+        totals.published(totals.fleet().tenant_id)
     return written + len(batch)

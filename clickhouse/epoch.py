@@ -15,6 +15,13 @@ from typing import Final
 SLOT_MS: Final = 15 * 60 * 1000
 _RANDOM_BITS: Final = 20
 
+# Processes that share a server take over each other's marks by their age alone, so an epoch must not live long: one
+# that is taken over while events still arrive under it would leave them unmarked, and so uncounted.
+MAX_OPEN_SECONDS: Final = 5.0
+INSERT_SECONDS: Final = 20  # an insert without an answer by then has failed, and the server has given it up
+REMARK_AFTER_SECONDS: Final = MAX_OPEN_SECONDS + INSERT_SECONDS + 5.0
+ORPHAN_AFTER_SECONDS: Final = 2 * REMARK_AFTER_SECONDS
+
 Slot = tuple[str, int]  # tenant_id, start of the 15 minutes in seconds since the epoch
 
 
@@ -57,6 +64,9 @@ class Epochs:
     def enter(self, now_ms: int, monotonic: float) -> Epoch:
         """The epoch to write under; `leave` must follow."""
         with self._condition:
+            if self._current is not None and monotonic - self._current.opened > MAX_OPEN_SECONDS:
+                self._sealed.append(self._current)
+                self._current = None
             if self._current is None:
                 self._current = Epoch(new_epoch_id(now_ms), monotonic)
                 self._condition.notify_all()

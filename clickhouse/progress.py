@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Final
+from typing import Final, Self
 
 import click
 
@@ -12,7 +12,10 @@ from clickhouse.backfill import Tally
 
 
 class Progress:
-    """A line that is rewritten on a terminal; elsewhere a plain line every few seconds."""
+    """A line that is rewritten on a terminal; elsewhere a plain line every few seconds. A context manager.
+
+    `seconds` is how long the work took, once the context is left.
+    """
 
     _PLAIN_EVERY_SECONDS: Final = 5.0
 
@@ -39,7 +42,10 @@ class Progress:
             self._said_at = now
             click.echo(text, err=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.seconds = time.monotonic() - self._started
         if self._terminal:
             click.echo("\r\x1b[K", nl=False, err=True)

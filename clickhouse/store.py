@@ -14,6 +14,7 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from clickhouse.epoch import INSERT_SECONDS
 from clickhouse.errors import StoreError, StoreInUseError, StoreSetupError, StoreUnavailableError
 
 # Counts must not depend on what a server's profile says, so every setting that touches them is sent along.
@@ -47,7 +48,7 @@ class Store:
     arrangement. Raises StoreInUseError, StoreSetupError or StoreUnavailableError when it cannot be opened.
     """
 
-    def __init__(self, dsn: str, *, cluster: str | None = None, insert_timeout: int = 30) -> None:
+    def __init__(self, dsn: str, *, cluster: str | None = None, insert_timeout: int = INSERT_SECONDS) -> None:
         self.dsn = dsn
         self.cluster = cluster
         self.embedded = dsn.startswith("chdb:")

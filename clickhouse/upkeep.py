@@ -9,19 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from clickhouse.epoch import Epochs, epoch_made_at_ms
+from clickhouse.epoch import ORPHAN_AFTER_SECONDS, Epochs, epoch_made_at_ms
 from clickhouse.errors import StoreError
 from clickhouse.metrics import StoreMetrics
 from clickhouse.rollups import Recompute, Rollups
 from clickhouse.store import Store
-from clickhouse.writer import ORPHAN_AFTER_SECONDS
 
 logger = logging.getLogger(__name__)
 
 # Recomputing may take this share of the time at most: under load epochs grow longer instead of work more frequent.
 _DUTY: Final = 0.2
 _RETRY_SECONDS: Final = 2.0
-_ADOPT_EVERY_SECONDS: Final = 60.0
+_ADOPT_EVERY_SECONDS: Final = 10.0
 
 
 class Upkeep:

@@ -6,15 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from clickhouse.epoch import Epoch, Epochs, Slot, slot_start
+from clickhouse.epoch import REMARK_AFTER_SECONDS, Epoch, Epochs, Slot, slot_start
 from clickhouse.errors import StoreUnavailableError
 from clickhouse.event import Event
 from clickhouse.store import Store
 
 _MARK_COLUMNS: Final = ("epoch", "tenant_id", "slot")
-
-# An epoch of a dead process is adopted by another one after this; an insert that took longer marks its slots again.
-ORPHAN_AFTER_SECONDS: Final = 600
 
 
 class Writer:
@@ -48,7 +45,7 @@ class Writer:
             raise
         finally:
             self._epochs.leave(epoch, landed_rows=landed_rows, not_before=not_before)
-        if not self._store.embedded and time.monotonic() - epoch.opened > ORPHAN_AFTER_SECONDS / 2:
+        if not self._store.embedded and time.monotonic() - epoch.opened > REMARK_AFTER_SECONDS:
             self.mark(slots)
 
     def mark(self, slots: set[Slot]) -> None:

@@ -96,15 +96,15 @@ def check_jwks_url(url: str) -> URL:
 
     Whoever can change the answer can sign tokens. Raises ValueError with a sentence for people.
     """
-    if any(character.isspace() or not character.isprintable() for character in url) or "\\" in url:
-        raise ValueError("--jwks-url has a blank, a control character or a backslash in it; give a plain URL")
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise ValueError("--jwks-url has a blank or a control character in it; give a plain URL")
     try:
         parts = URL(url)
         host, port = parts.host, parts.port
     except ValueError:
         raise ValueError("--jwks-url is not a URL; give one such as https://idp.example/jwks") from None
-    if "@" in url or parts.user is not None or parts.password is not None:
-        raise ValueError("--jwks-url has credentials or an @ in it; a key set is public, leave them out")
+    if parts.user is not None or parts.password is not None:
+        raise ValueError("--jwks-url has credentials in it; a key set is public, leave them out")
     if "#" in url:
         raise ValueError(f"--jwks-url {url!r} has a fragment, which is never sent; leave it out")
     if parts.scheme not in ("https", "http") or not host or not port:

@@ -12,6 +12,8 @@ from query_api.settings import Rate
 # A bucket that has been full for a while is the same as none, so forgetting the least recently used one is harmless
 # until more callers than this are active at once.
 MAX_BUCKETS: Final = 10_000
+# Sums of floating-point seconds come out a hair short; who waited as long as told must get through.
+_ROUNDING: Final = 1e-6
 
 
 class Verdict(NamedTuple):
@@ -43,7 +45,7 @@ class TokenBuckets:
         now = self._timer()
         level, then = self._buckets.pop(key, (float(self._rate.burst), now))
         level = min(float(self._rate.burst), level + (now - then) * self._rate.per_second)
-        allowed = level >= 1
+        allowed = level > 1 - _ROUNDING
         if allowed:
             level -= cost
         self._buckets[key] = (level, now)

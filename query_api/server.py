@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
+from yarl import URL
 
 from query_api.app import Api
 from query_api.settings import ApiSettings
@@ -21,6 +24,7 @@ _MAX_HEADERS: Final = 100
 # For answers that are ready at the end of a drain to be sent; and for what is cut off then (0 would mean no limit).
 _LAST_SECONDS: Final = 2.0
 _CUT_OFF_SECONDS: Final = 0.05
+_NOWHERE: Final = URL("*", encoded=True)
 
 
 class _Connection(web.RequestHandler):
@@ -50,6 +54,14 @@ class _Connection(web.RequestHandler):
             self._api.metrics.connections_refused.inc()
             self.force_close()
 
+    async def start(self) -> None:
+        """Serves the connection; closes it if aiohttp itself fails, which would leave it open for ever."""
+        try:
+            await super().start()
+        except Exception:
+            logger.exception("a connection failed")
+            self.force_close()
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -77,12 +89,25 @@ class _Connection(web.RequestHandler):
 
 class _HttpServer(web.Server):
     def __init__(self, api: Api, settings: ApiSettings) -> None:
-        super().__init__(api)
+        super().__init__(api, request_factory=_request)
         self._api = api
         self._settings = settings
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._api, self._settings)
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: web.RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    if cast("URL | None", message.url) is None:
+        # CONNECT without a target passes the parser, with no URL at all.
+        message = message._replace(url=_NOWHERE)
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
 class ApiServer:

@@ -8,12 +8,12 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from clickhouse.epoch import ORPHAN_AFTER_SECONDS
 from clickhouse.errors import StoreError, StoreUnavailableError
 from clickhouse.event import Event
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 from clickhouse.verify import verify
-from clickhouse.writer import ORPHAN_AFTER_SECONDS
 from tests.oracle import Oracle
 from tests.rig import NOW, Rig
 

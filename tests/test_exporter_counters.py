@@ -313,4 +313,4 @@ class AnyLife(RuleBasedStateMachine):
 
 
 TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnyLife.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

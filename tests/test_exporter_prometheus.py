@@ -67,7 +67,7 @@ async def query(port: int, expression: str) -> dict[str, float]:
 
 async def until(port: int, expression: str, expected: float, refresher: Refresher) -> None:
     """Asks after every refresh until both jobs have the expected value."""
-    values = {}
+    values: dict[str, float] = {}
     try:
         async with asyncio.timeout(20):
             while values != {"plain": expected, "secure": expected}:
@@ -90,7 +90,7 @@ def test_prometheus_sees_every_tenant_and_the_whole_first_burst_of_a_new_one(tmp
 
     async def scenario() -> None:
         store = store_of(1_500)
-        options = {"interval": 0.1, "zero_hold": 0.6}
+        options: dict[str, Any] = {"interval": 0.1, "zero_hold": 0.6}
         async with (
             running(store, **options) as plain,
             running(store, web_config=WebConfig(tmp_path / "web.yml"), **options) as secure,

@@ -60,7 +60,7 @@ def test_rules_ask_only_for_series_that_exist() -> None:
     for rule in rule_list():
         asked |= metric_names(rule["expr"])
         for annotation in rule.get("annotations", {}).values():
-            asked |= set(re.findall(r"[a-z_:]*agentidp_\w+", annotation))
+            asked |= set(re.findall(r"[a-z_:]*agentidp_[\w:]+", annotation))
     assert asked - published_names() - recorded_names() - BUILT_IN == set()
 
 

@@ -143,7 +143,11 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
     assert (verified.returncode, "0 differences" in verified.stdout) == (0, True), verified.stdout
 
     with Service(tmp_path, dsn=dsn) as service:
-        for tenant, count in (("org-a", 40), ("org-b", 30)):
+        (tmp_path / "more.ndjson").write_bytes(ndjson(events(70, "org-b")))
+        remote = ("ingest", "--url", service.url, "--token-file", str(service.token_file))
+        sent = run(*remote, "more.ndjson", cwd=tmp_path, PYTHONPATH=str(ROOT))
+        assert "accepted 70, rejected 0" in sent.stdout, sent.stderr
+        for tenant, count in (("org-a", 40), ("org-b", 70)):
             _, trend = service.get("/api/v1/analytics/tokens?days=90", tenant)
             assert sum(day["count"] for day in trend["data"]) == count
 

@@ -207,6 +207,7 @@ def test_gzip_of_one_or_several_members_is_unpacked() -> None:
         assert gunzip(b"".join(gzip.compress(part) for part in parts), LIMIT) == b"".join(parts)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=5), st.integers(-3, 3))
 def test_the_limit_of_unpacked_bytes_is_exact(parts: list[bytes], slack: int) -> None:
     packed = b"".join(gzip.compress(part) for part in parts)
@@ -268,7 +269,7 @@ SCRAPS = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(FORMATS)), st.lists(SCRAPS, max_size=4), st.sampled_from([b"", b"\n", b","]))
 @example(PLAIN, [b'{"expires_in": 1e999, "issued_at": NaN}'], b"")
 @example(LINES, [b"\xed\xa0\x80", b'{"a":' * 2000], b"\n")
@@ -282,6 +283,7 @@ def test_no_bytes_lead_to_anything_but_a_batch_or_an_api_error(media: str, scrap
         json.dumps(batch.rejected).encode("ascii")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 40), st.binary(max_size=4))
 def test_no_bytes_make_gunzip_fail_otherwise(data: bytes, cut: int, patch: bytes) -> None:
     packed = gzip.compress(data)
@@ -290,6 +292,7 @@ def test_no_bytes_make_gunzip_fail_otherwise(data: bytes, cut: int, patch: bytes
         assert found.status in (400, 413) if isinstance(found, ApiError) else len(found) <= LIMIT
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["good", "bad", "broken"]), min_size=1, max_size=12))
 def test_good_events_are_taken_in_order_whatever_stands_between(kinds: list[str]) -> None:
     texts = {"good": b"", "bad": b'{"event_id": 1}', "broken": b"{"}

@@ -6,17 +6,23 @@ Every error body is {"code", "message", "details"?}, its status is that of the c
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clickhouse.store import Store
 from query_api.errors import STATUS_OF_CODE
 from query_api.settings import Limits
-from tests.api_harness import Reply, Service, logged, parse_reply, run, serving
+from tests.api_harness import SOURCE_TOKEN, Reply, Service, logged, parse_reply, run, serving
 
 MARK = b"zq-MARK-qz"
+TRUSTED = (
+    "POST /api/v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    f"Authorization: Bearer {SOURCE_TOKEN}\r\n"
+).encode()
 
 
 def check_shape(reply: Reply) -> None:
@@ -126,6 +132,8 @@ def test_other_paths_are_404_and_other_methods_405_with_allow(embedded_store: St
             for target in (b"OPTIONS *", b"CONNECT x:1", b"GET http://elsewhere/healthz?x"):
                 reply = await line(api, target)
                 assert reply.status == (200 if b"healthz" in target else 404), target
+            # Passes aiohttp's parser without a URL; its own code fails there and leaves the connection open for ever.
+            check_shape(parse_reply(await api.raw(b"CONNECT \r\n\r\n")))
 
     run(scenario())
 
@@ -194,3 +202,62 @@ def test_connections_beyond_the_limit_are_closed_at_once(embedded_store: Store, 
                 writer.close()
 
     run(scenario())
+
+
+SEEDS = (
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    TRUSTED + b"Content-Length: 2\r\n\r\n[]",
+    TRUSTED + b"Transfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\nTrailer: x\r\n\r\n",
+    b"GET /api/v1/analytics/agents HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a.b.c\r\nExpect: 100-continue\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\nrest",
+)
+SPLINTERS = (
+    b"\r\n",
+    b"\0",
+    b"\xff",
+    b" ",
+    b":",
+    b"%",
+    b"?",
+    b"/",
+    b"Content-Length: 5\r\n",
+    b"Content-Encoding: gzip\r\n",
+)
+
+
+def mutated(chance: random.Random) -> bytes:
+    data = bytearray(chance.choice(SEEDS))
+    for _ in range(chance.randrange(1, 4)):
+        place = chance.randrange(len(data) + 1)
+        match chance.randrange(3):
+            case 0:
+                data[place : place + 1] = bytes([chance.randrange(256)])
+            case 1:
+                data[place:place] = chance.choice(SPLINTERS)
+            case _:
+                del data[place : place + chance.randrange(1, 20)]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutilated_requests_get_json_or_a_closed_connection(embedded_store: Store, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def scenario() -> None:
+        quick: dict[str, Any] = {"keepalive_seconds": 0.05, "body_seconds": 0.05, "linger_seconds": 0.02}
+        async with serving(embedded_store, tmp_path, **quick) as api:
+            for _ in range(8):
+                requests = [mutated(chance) for _ in range(20)]
+                answers = await asyncio.gather(*map(api.raw, requests), return_exceptions=True)
+                for request, answer in zip(requests, answers, strict=True):
+                    assert isinstance(answer, (bytes, ConnectionError)), request
+                    if isinstance(answer, bytes) and answer:
+                        reply = parse_reply(answer)
+                        assert reply.headers["Content-Type"] == "application/json", request
+                        assert reply.status in (200, 400, 401, 404, 405, 413, 415), request
+            assert api.metric("http_requests_in_flight") == 0
+
+    with logged() as lines:
+        run(scenario())
+    assert [line for line in lines if '"level": "error"' in line or '"exception"' in line] == []

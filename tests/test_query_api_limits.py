@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clickhouse.store import Store
@@ -22,6 +22,7 @@ from tests.api_harness import Clock, run, serving
 TOKENS = "/api/v1/analytics/tokens"
 
 
+@settings(deadline=None)
 @given(
     st.builds(Rate, st.sampled_from([0.5, 1, 3, 50]), st.integers(1, 20)),
     st.lists(st.tuples(st.floats(0, 5), st.integers(1, 30)), min_size=1, max_size=60),

@@ -1,0 +1,111 @@
+"""The remote writer: a backfill into a running service, over its ingest endpoint."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from isal import igzip
+
+from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
+from clickhouse.event import Event
+
+logger = logging.getLogger(__name__)
+
+# Well below what the endpoint takes, so that a body never has to be cut at its limit.
+_BODY_BYTES: Final = 4_000_000
+_EVENTS: Final = 20_000
+_TRIES: Final = 30
+_LONGEST_WAIT_SECONDS: Final = 10.0
+_TIMEOUT_SECONDS: Final = 60.0
+_PATH: Final = "/api/v1/events"
+
+
+class RemoteWriter:
+    """Posts events to the service at `url` (http or https, without a path). Thread-safe: a connection a call."""
+
+    def __init__(self, url: str, token: str, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Raises StoreSetupError for a URL or token that cannot be used."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise StoreSetupError(f"--url {url} is no address of a service; give one such as http://127.0.0.1:3000")
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise StoreSetupError("--token-file holds no bearer token on its first line")
+        self._secure = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port
+        self._headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/x-ndjson",
+            "Content-Encoding": "gzip",
+        }
+        self._url = url
+        self._sleep = sleep
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Returns once the service has answered for every event.
+
+        Sends again while the service is unavailable or limits the rate: events count once. Raises
+        StoreUnavailableError when it stays so, StoreError when the service refuses events or the token.
+        """
+        for body, count in _bodies(events):
+            self._send(body, count)
+
+    def _send(self, body: bytes, count: int) -> None:
+        for attempt in range(_TRIES):
+            try:
+                status, retry_after, answer = self._post(body)
+            except (OSError, http.client.HTTPException) as error:
+                status, retry_after, answer = 0, "", str(error).encode()
+            if status == 200:
+                self._require_all(json.loads(answer), count)
+                return
+            if status not in (0, 429, 503):
+                raise StoreError(f"{self._url} answered {status}: {answer[:300].decode('utf-8', 'replace')}")
+            wait = float(retry_after) if retry_after.isdigit() else min(2.0**attempt / 4, _LONGEST_WAIT_SECONDS)
+            self._sleep(min(wait, _LONGEST_WAIT_SECONDS))
+        raise StoreUnavailableError(
+            f"{self._url} did not take events after {_TRIES} tries ({answer[:200].decode('utf-8', 'replace')}); "
+            "run this again later, events count once"
+        )
+
+    def _post(self, body: bytes) -> tuple[int, str, bytes]:
+        connection = (
+            http.client.HTTPSConnection(
+                self._host, self._port, timeout=_TIMEOUT_SECONDS, context=ssl.create_default_context()
+            )
+            if self._secure
+            else http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
+        )
+        try:
+            connection.request("POST", _PATH, body, self._headers)
+            response = connection.getresponse()
+            return response.status, response.getheader("Retry-After") or "", response.read()
+        finally:
+            connection.close()
+
+    def _require_all(self, answer: dict[str, object], count: int) -> None:
+        if answer.get("accepted") != count:
+            rejected = answer.get("rejected")
+            first = rejected[0] if isinstance(rejected, list) and rejected else answer
+            raise StoreError(f"{self._url} refused events: {json.dumps(first)[:300]}")
+
+
+def _bodies(events: Sequence[Event]) -> Iterator[tuple[bytes, int]]:
+    """gzip bodies of NDJSON, each with its number of events."""
+    lines: list[bytes] = []
+    size = 0
+    for event in events:
+        line = json.dumps(event._asdict(), separators=(",", ":")).encode() + b"\n"
+        if lines and (size + len(line) > _BODY_BYTES or len(lines) == _EVENTS):
+            yield igzip.compress(b"".join(lines)), len(lines)
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    if lines:
+        yield igzip.compress(b"".join(lines)), len(lines)
