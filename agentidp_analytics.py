@@ -361,7 +361,7 @@ def _warn_if_open(settings: Settings, *, behind_proxy: bool) -> None:
             )
 
 
-for command in (commands.migrate, commands.ingest, commands.verify_command, commands.erase):
+for command in (commands.migrate, commands.ingest, commands.export_command, commands.verify_command, commands.erase):
     cli.add_command(command)
 
 

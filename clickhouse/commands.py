@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from clickhouse import schema
 from clickhouse.backfill import Reject, backfill
+from clickhouse.export import export
 from clickhouse.keeper import Keeper
 from clickhouse.options import EXISTING_FILE, option, store_options
 from clickhouse.progress import Progress
@@ -82,6 +83,15 @@ def ingest(
         click.echo(f"  rejected for {code}: {count:,}")
     if tally.rejected:
         raise SystemExit(1)
+
+
+@click.command(name="export")
+@store_options
+def export_command(dsn: str, cluster: str | None) -> None:
+    """Writes every event as NDJSON to standard output, for `ingest` elsewhere."""
+    with Keeper(dsn, cluster, CollectorRegistry()) as keeper:
+        for lines in export(keeper.store):
+            click.get_binary_stream("stdout").write(lines)
 
 
 @click.command(name="verify")

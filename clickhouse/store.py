@@ -34,6 +34,7 @@ CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
     "insert_quorum_parallel": 0,
     "select_sequential_consistency": 1,
     "distributed_foreground_insert": 1,
+    "distributed_product_mode": "local",  # a subquery asks the shard that it runs on: all of a tenant is there
     "distributed_ddl_task_timeout": 120,
 }
 UNKNOWN_DATABASE: Final = 81
@@ -95,6 +96,11 @@ class Store:
     ) -> list[tuple[Any, ...]]:
         """Runs a SELECT and returns its rows. Raises StoreError."""
         return list(zip(*self.columns(sql, parameters, settings), strict=True))
+
+    def text(self, sql: str, parameters: Mapping[str, Any] | None = None, **settings: str | int) -> bytes:
+        """Runs a SELECT that names its FORMAT and returns what the engine wrote. Raises StoreError."""
+        with self._errors():
+            return self._client().raw_query(sql, parameters=dict(parameters or {}), settings=dict(settings))
 
     def insert(self, table: str, names: Sequence[str], columns: Sequence[Sequence[Any]]) -> None:
         """Inserts equal-length `columns` and returns once they are durable.

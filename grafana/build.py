@@ -2,7 +2,7 @@
 
     python grafana/build.py [--check]
 
-Exit 1 from --check when a file differs. Edit fleet.py or tenant.py, never the JSON.
+Exit 1 from --check when a file differs. Edit fleet.py, service.py or tenant.py, never the JSON.
 """
 
 from __future__ import annotations

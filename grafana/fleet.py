@@ -1,4 +1,4 @@
-"""The dashboard of all tenants and of the service itself."""
+"""The dashboard of all tenants; the service itself is at its end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from queries import (
     LAST_ISSUED,
     LIMIT,
     MONTH,
+    NOW,
     RATE,
+    RATE_WINDOW,
     TOP_AGENT,
     by_tenant,
     failure_ratio,
@@ -40,32 +42,10 @@ from queries import (
     rate,
     recorded,
 )
+from service import health, ingest, requests
 
-_RATE_WINDOW: Final = "Grafana's rate interval, at least four scrapes"
-_NOW: Final = "the newest scrape"
 _REAL_TENANTS: Final = f'{JOB}, tenant_id!="_other"'
 _LAST_TOKEN_AGE: Final = f"time() - max by (tenant_id) ({LAST_ISSUED}{{{_REAL_TENANTS}}})"
-_YES_NO: Final[list[Json]] = [
-    {
-        "options": {
-            "0": {"color": "red", "index": 0, "text": "no"},
-            "1": {"color": "green", "index": 1, "text": "yes"},
-        },
-        "type": "value",
-    }
-]
-
-
-def _own(metric: str) -> str:
-    return f"agentidp_analytics_{metric}{{{JOB}}}"
-
-
-def _own_rate(metric: str) -> str:
-    return f"rate({_own(metric)}[$__rate_interval])"
-
-
-def _quantile(quantile: float, histogram: str, by: str = "le") -> str:
-    return f"histogram_quantile({quantile}, sum by ({by}) ({_own_rate(histogram + '_bucket')}))"
 
 
 def _now() -> list[Json]:
@@ -79,14 +59,14 @@ def _now() -> list[Json]:
             [(issued, "")],
             unit=TOKENS_PER_SECOND,
             what="Tokens issued by all tenants.",
-            window=_RATE_WINDOW,
+            window=RATE_WINDOW,
         ),
         stat(
             "Failed requests",
             [(failure_ratio(failed, issued), "")],
             unit="percentunit",
             what="Token requests that failed, of all token requests.",
-            window=_RATE_WINDOW,
+            window=RATE_WINDOW,
             limits=thresholds((0.05, "orange"), (0.2, "red")),
             decimals=1,
         ),
@@ -116,7 +96,7 @@ def _now() -> list[Json]:
             [(firing, "")],
             unit="short",
             what="Firing alerts of this service; the time lines below mark them. docs/alerts.md says what to do.",
-            window=_NOW,
+            window=NOW,
             limits=thresholds((1, "red")),
         ),
     ]
@@ -136,7 +116,7 @@ def _issuance() -> list[Json]:
             unit=TOKENS_PER_SECOND,
             what="All tenants. Expected: median of the same hour of the week in the last three weeks, of the last day"
             " until a week is known.",
-            window=_RATE_WINDOW,
+            window=RATE_WINDOW,
             overrides=[
                 override("failed", color={"fixedColor": "red", "mode": "fixed"}),
                 override(
@@ -152,7 +132,7 @@ def _issuance() -> list[Json]:
             [(f"{by_tenant(rate(ISSUED))} and {largest}", "{{tenant_id}}")],
             unit=TOKENS_PER_SECOND,
             what="The tenants that were issued most tokens in the time range.",
-            window=_RATE_WINDOW,
+            window=RATE_WINDOW,
         ),
     ]
 
@@ -217,7 +197,7 @@ def _tenants() -> list[tuple[int, list[Json]]]:
                     ],
                     unit="short",
                     what="The 20 tenants whose newest token is oldest, with the tokens an hour that are usual now.",
-                    window=_NOW,
+                    window=NOW,
                     overrides=[
                         override(
                             "Last token",
@@ -257,155 +237,9 @@ def _tenants() -> list[tuple[int, list[Json]]]:
     ]
 
 
-def _health() -> list[Json]:
-    return [
-        stat(
-            "Exporter reads the store",
-            [(_own("up"), "{{instance}}")],
-            unit="bool_yes_no",
-            what="Whether the last refresh from the store worked.",
-            window=_NOW,
-            mappings=_YES_NO,
-        ),
-        stat(
-            "Snapshot age",
-            [(f"max({_own('snapshot_age_seconds')})", "")],
-            unit="s",
-            what="How old the tenant figures are; over 5 minutes raises AgentidpSnapshotStale.",
-            window=_NOW,
-            limits=thresholds((60, "orange"), (300, "red")),
-        ),
-        stat(
-            "Last event accepted",
-            [(f"time() - max({_own('ingest_last_accepted_timestamp_seconds')} > 0)", "")],
-            unit="s",
-            what="Age of the last acknowledged event; empty if there was none since the start.",
-            window=_NOW,
-            limits=thresholds((900, "orange")),
-        ),
-        stat(
-            "Tenants without a series",
-            [(f"max({_own('dropped_tenants')})", "")],
-            unit="short",
-            what="Tenants beyond --max-tenants, summed as _other: no alert watches them.",
-            window=_NOW,
-            limits=thresholds((1, "orange")),
-        ),
-        stat(
-            "Counts that differ",
-            [(f"max({_own('verify_differences')})", "")],
-            unit="short",
-            what="Tenant-days of the last daily check whose rollups differ from a recount of the raw events. Anything"
-            " but 0 is a defect: run agentidp-analytics verify.",
-            window="the last daily check",
-            limits=thresholds((1, "red")),
-        ),
-        stat(
-            "Last check",
-            [(f"time() - max({_own('verify_last_run_timestamp_seconds')} > 0)", "")],
-            unit="s",
-            what="Age of the last daily check; empty if there was none yet.",
-            window=_NOW,
-            limits=thresholds((2 * 86400, "orange")),
-        ),
-        stat(
-            "Version",
-            [(f"count by (version) ({_own('build_info')})", "{{version}}")],
-            unit="string",
-            what="Versions that run now.",
-            window=_NOW,
-            names=True,
-        ),
-        stat(
-            "Tenants in the store",
-            [(f"max({_own('tenants')})", "")],
-            unit="short",
-            what="All tenants, those without a series of their own too.",
-            window=_NOW,
-        ),
-    ]
-
-
-def _ingest() -> list[Json]:
-    return [
-        timeseries(
-            "Events",
-            [
-                (f"sum({_own_rate('ingest_events_accepted_total')})", "accepted"),
-                (f"sum by (reason) ({_own_rate('ingest_events_rejected_total')})", "rejected: {{reason}}"),
-                (f"sum({_own_rate('duplicates_found_total')})", "duplicates"),
-            ],
-            unit="cps",
-            what="Events acknowledged (duplicates included), refused by reason, and found to be duplicates.",
-            window=_RATE_WINDOW,
-        ),
-        timeseries(
-            "Events in a commit",
-            [(_quantile(0.5, "commit_events"), "median"), (_quantile(0.99, "commit_events"), "99 %")],
-            unit="short",
-            what="How many events share one durable write, estimated from histogram buckets.",
-            window=_RATE_WINDOW,
-        ),
-        timeseries(
-            "Store durations",
-            [
-                (_quantile(0.99, "commit_duration_seconds"), "commit, 99 %"),
-                (_quantile(0.99, "recompute_duration_seconds"), "recompute, 99 %"),
-                (f"max({_own('refresh_duration_seconds')})", "exporter refresh"),
-            ],
-            unit="s",
-            what="Time of a durable write, of a recompute of the rollups, and of the exporter's last refresh.",
-            window=_RATE_WINDOW,
-        ),
-        timeseries(
-            "Slots to recompute",
-            [(f"max({_own('dirty_slots')})", "slots")],
-            unit="short",
-            what="15-minute slots that are answered from raw events until the rollups have them.",
-            window=_NOW,
-        ),
-    ]
-
-
-def _requests() -> list[Json]:
-    return [
-        timeseries(
-            "Requests",
-            [(f"sum by (code) ({_own_rate('http_requests_total')})", "{{code}}")],
-            unit="reqps",
-            what="Answers of the query API and the ingest endpoint by status code.",
-            window=_RATE_WINDOW,
-        ),
-        timeseries(
-            "Request duration",
-            [(_quantile(0.99, "http_request_duration_seconds", "le, route"), "{{route}}")],
-            unit="s",
-            what="The 99 % quantile by route, estimated from histogram buckets.",
-            window=_RATE_WINDOW,
-        ),
-        timeseries(
-            "Refused credentials",
-            [(f"sum by (reason) ({_own_rate('auth_failures_total')})", "{{reason}}")],
-            unit="reqps",
-            what="Requests refused for their credentials by reason; empty if there was none since the start.",
-            window=_RATE_WINDOW,
-        ),
-        timeseries(
-            "Exporter refreshes",
-            [
-                (f"sum({_own_rate('refreshes_total')})", "refreshes"),
-                (f"sum({_own_rate('refresh_failures_total')})", "failed"),
-            ],
-            unit="cps",
-            what="Readings of the store for the exporter, and those that failed.",
-            window=_RATE_WINDOW,
-        ),
-    ]
-
-
 def fleet(datasource_uid: str, datasource_name: str) -> Json:
     """The fleet dashboard."""
-    health = _health()
+    figures = health()
     return dashboard(
         FLEET_UID,
         "Token issuance: fleet",
@@ -422,7 +256,10 @@ def fleet(datasource_uid: str, datasource_name: str) -> Json:
                 ("Now", [(4, _now())]),
                 ("Issuance", [(9, _issuance())]),
                 ("Tenants by rank", _tenants()),
-                ("Exporter and ingest", [(4, health[:4]), (4, health[4:]), (8, _ingest()), (8, _requests())]),
+                (
+                    "Exporter and ingest",
+                    [(4, figures[:4]), (4, figures[4:]), (8, ingest()), (8, requests())],
+                ),
             ]
         ),
     )

@@ -16,6 +16,10 @@ LIMIT: Final = "tenant_id:agentidp_tenant_tokens_issued:increase5m_limit"
 
 JOB: Final = 'job=~"$job"'
 
+# How the panels' descriptions name their windows.
+RATE_WINDOW: Final = "Grafana's rate interval, at least four scrapes"
+NOW: Final = "the newest scrape"
+
 
 def once(expression: str) -> str:
     """Two exporters of one store publish the same series: the larger one, never the sum."""

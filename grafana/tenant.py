@@ -31,6 +31,8 @@ from queries import (
     LAST_ISSUED,
     LIMIT,
     MONTH,
+    NOW,
+    RATE_WINDOW,
     TOP_AGENT,
     failure_ratio,
     gauge,
@@ -40,8 +42,8 @@ from queries import (
 )
 
 _TENANT: Final = f'{JOB}, tenant_id="$tenant"'
-_RATE_WINDOW: Final = "Grafana's rate interval, at least four scrapes"
-_NOW: Final = "the newest scrape"
+
+
 _WEEKDAYS: Final = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 _TREND_DAYS: Final = 30
 _HEATMAP_WEEKS: Final = 4
@@ -100,7 +102,7 @@ def _figures() -> list[Json]:
             [(f"time() - max({gauge(LAST_ISSUED, _TENANT)})", "")],
             unit="s",
             what="Age of the tenant's newest token.",
-            window=_NOW,
+            window=NOW,
             limits=thresholds((3600, "orange"), (86400, "red")),
         ),
     ]
@@ -118,7 +120,7 @@ def _against_last_week() -> Json:
         unit=TOKENS_PER_SECOND,
         what="Expected: median of the same hour of the week in the last three weeks, of the last day until a week is"
         " known. Above the limit for 5 minutes raises AgentidpTokenSpike; none in a tenant's first 26 hours.",
-        window=_RATE_WINDOW,
+        window=RATE_WINDOW,
         overrides=[
             override("a week ago", color={"fixedColor": "text", "mode": "fixed"}, custom__fillOpacity=0),
             override(
@@ -144,7 +146,7 @@ def _lines() -> list[Json]:
             [(f"sum({rate(FAILED, _TENANT)})", "failed")],
             unit="reqps",
             what="Token requests of the tenant's agents that failed.",
-            window=_RATE_WINDOW,
+            window=RATE_WINDOW,
         ),
         timeseries(
             "Agents",

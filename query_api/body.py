@@ -112,5 +112,3 @@ async def _ask_for_body(request: web.BaseRequest) -> None:
     """Sends 100 Continue (RFC 9110 section 10.1.1) only here, so that a refused sender keeps its body to itself."""
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # It is not part of the answer: counted as such, a later error could no longer be sent.
-        request.writer.output_size = 0

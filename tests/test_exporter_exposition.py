@@ -3,7 +3,7 @@ from __future__ import annotations
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -116,6 +116,7 @@ def test_nothing_but_the_last_part_is_still_one_member() -> None:
 HOSTILE = st.text(st.sampled_from('a"\\\n%{}d s\t\u20ac'), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(st.lists(HOSTILE, min_size=1, max_size=5, unique=True))
 def test_any_label_value_is_read_back_by_both_parsers(tenant_ids: list[str]) -> None:
     bodies = Exposition().render(fleet(tenant_ids, list(range(len(tenant_ids)))))
@@ -146,6 +147,7 @@ many = st.integers(min_value=0, max_value=2_300)
 FLEETS = st.lists(st.tuples(many, st.integers(0, 3), st.booleans(), st.booleans()), min_size=2, max_size=4)
 
 
+@settings(max_examples=50, deadline=None)
 @given(FLEETS)
 def test_what_is_kept_from_the_last_fleet_never_shows(shapes: list[tuple[int, int, bool, bool]]) -> None:
     """Fleets that grow, shrink, shift by a tenant, change one value or lose samples: as if rendered afresh."""

@@ -256,6 +256,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_has_seen_nothing(monkeypatch
         async with running(store, clock=clock, max_tenants=20_000) as patient:
             client = await slow_reader(patient)
             await free_again(patient)
+            monkeypatch.setattr(server, "_WRITE_SECONDS", 60.0)
             received = 0
             loop = asyncio.get_running_loop()
             with suppress(ConnectionResetError):

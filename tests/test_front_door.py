@@ -169,6 +169,22 @@ def test_a_file_that_cannot_be_read_ends_with_its_name(tmp_path: Path, name: str
     assert "Traceback" not in ended.stderr
 
 
+def test_a_store_moves_to_a_server_by_export_ingest_and_verify(tmp_path: Path) -> None:
+    embedded = f"chdb://{tmp_path / 'store'}"
+    odd = {"event_id": 'a "quoted"\nid é', "agent_id": "agent 'é'", "outcome": "failure", "expires_in": 60}
+    (tmp_path / "a.ndjson").write_bytes(ndjson([*events(50), *events(20, "org-b"), events(1)[0] | odd]))
+    assert run("ingest", "--dsn", embedded, str(tmp_path / "a.ndjson")).returncode == 0
+    moved = tmp_path / "moved.ndjson"
+    moved.write_text(run("export", "--dsn", embedded).stdout)
+    with Bridge(tmp_path / "bridge") as bridge:
+        server = bridge.dsn_of("moved")
+        assert run("migrate", "--dsn", server).returncode == 0
+        assert "accepted 71, rejected 0" in run("ingest", "--dsn", server, str(moved)).stdout
+        verified = run("verify", "--dsn", server)
+        assert (verified.returncode, "0 differences" in verified.stdout) == (0, True), verified.stdout
+        assert sorted(run("export", "--dsn", server).stdout.splitlines()) == sorted(moved.read_text().splitlines())
+
+
 def test_migrate_twice_and_a_store_of_a_newer_program(tmp_path: Path) -> None:
     dsn = f"chdb://{tmp_path / 'store'}"
     assert "applied 0001" in run("migrate", "--dsn", dsn).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -224,9 +225,15 @@ def test_a_bomb_is_stopped_at_the_limit() -> None:
     squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(squeeze.compress(bytes(1_000_000)) for _ in range(100)) + squeeze.flush()
     assert len(bomb) < LIMIT
-    with pytest.raises(ApiError) as caught:
-        gunzip(bomb, LIMIT)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ApiError) as caught:
+            gunzip(bomb, LIMIT)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert caught.value.status == 413
+    assert peak_bytes < 5 * LIMIT
 
 
 def test_gzip_that_is_broken_is_400() -> None:

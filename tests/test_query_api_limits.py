@@ -122,6 +122,24 @@ def test_a_tenant_has_its_share_of_slots_and_of_waiting_and_no_more() -> None:
     run(scenario())
 
 
+def test_a_place_in_the_queue_that_is_given_up_is_free_again() -> None:
+    async def scenario() -> None:
+        queue = FairQueue(1, 1, 2)
+        await queue.enter("a")
+        for _ in range(3):
+            waiting = [asyncio.create_task(queue.enter("a")) for _ in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFullError):
+                await queue.enter("a")
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+        queue.leave("a")
+        await queue.enter("b")
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_slot_is_lost_when_waiting_is_given_up(seed: int) -> None:
     chance = random.Random(seed)

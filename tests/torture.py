@@ -3,7 +3,7 @@
 Every event whose batch was answered 200 must be counted exactly once in all answers after every restart. An event
 whose batch was not answered may count once or not at all, until it is sent again.
 
-    python -m tests.torture --seconds 60 [--seed N] [--server]
+    python -m tests.torture --seconds 60 [--seed N] [--server] [--forget-marks]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,11 +27,12 @@ from clickhouse.epoch import ORPHAN_AFTER_SECONDS
 from clickhouse.event import Event
 from tests.bridge.process import Bridge
 from tests.oracle import Oracle
-from tests.service import INGEST_TOKEN, Service, request, run, wait_for
+from tests.service import INGEST_TOKEN, ROOT, Service, request, run, wait_for
 
 TENANTS = ("org-a", "org-b", "org-c")
 CLIENTS = 4
 LEAST_KILLS = 20
+_FORGET = "import sys; from clickhouse.store import Store; Store(sys.argv[1]).command('TRUNCATE TABLE marks')"
 
 
 @dataclass
@@ -92,8 +94,19 @@ class Outcome:
     ready_seconds: list[float] = field(default_factory=list)
 
 
-def torture(directory: Path, seconds: float, seed: int, *, server: bool, least_kills: int = LEAST_KILLS) -> Outcome:
-    """Runs for `seconds` and until there were `least_kills` kills."""
+def torture(
+    directory: Path,
+    seconds: float,
+    seed: int,
+    *,
+    server: bool,
+    least_kills: int = LEAST_KILLS,
+    forget_marks: bool = False,
+) -> Outcome:
+    """Runs for `seconds` and until there were `least_kills` kills.
+
+    `forget_marks` switches the protection off: after each kill the marks are gone, as if they had not been durable.
+    """
     pick = random.Random(seed)
     clients = [Client(number, random.Random(seed * 100 + number)) for number in range(CLIENTS)]
     outcome = Outcome()
@@ -104,13 +117,15 @@ def torture(directory: Path, seconds: float, seed: int, *, server: bool, least_k
             threads = [threading.Thread(target=_keep_sending, args=(client, service.url, stop)) for client in clients]
             for thread in threads:
                 thread.start()
-            time.sleep(pick.uniform(0.05, 1.0))  # the moment of the kill is the point of the test
+            time.sleep(pick.uniform(0.05, 0.6))  # the moment of the kill is the point of the test
             victim = bridge if bridge is not None and pick.random() < 0.7 else service
             victim.kill()
             outcome.kills += 1
             stop.set()
             for thread in threads:
                 thread.join()
+            if forget_marks:
+                subprocess.run([sys.executable, "-c", _FORGET, service.dsn], cwd=ROOT, check=True)
             started = time.monotonic()
             if bridge is not None and victim is bridge:
                 bridge.restart()
@@ -125,7 +140,7 @@ def torture(directory: Path, seconds: float, seed: int, *, server: bool, least_k
             for start in range(0, len(pending), 500):
                 client.send(service.url, pending[start : start + 500])
             assert client.unanswered == []
-        _judge_exactly(service, clients, outcome)
+        _judge_exactly(service, clients, outcome, forgotten=forget_marks)
         service.stop()
         verified = run("verify", "--dsn", service.dsn)
         if verified.returncode != 0:
@@ -169,7 +184,7 @@ def _judge_bounds(service: Service, clients: list[Client], outcome: Outcome) -> 
             outcome.other.append(f"{tenant}: trend {total}, activity {cells}")
 
 
-def _judge_exactly(service: Service, clients: list[Client], outcome: Outcome) -> None:
+def _judge_exactly(service: Service, clients: list[Client], outcome: Outcome, *, forgotten: bool) -> None:
     """With everything answered: all three answers and the counters equal the oracle, and a repeat changes nothing."""
     oracle = Oracle(event for client in clients for event in client.answered)
     for client in clients:
@@ -209,14 +224,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     parser.add_argument("--server", action="store_true", help="over HTTP, killing the server as well")
+    parser.add_argument("--forget-marks", action="store_true", help="the control run: must fail")
     parser.add_argument("--kills", type=int, default=LEAST_KILLS, help="at least so many")
     arguments = parser.parse_args()
-    for server in (False, True) if not arguments.server else (True,):
+    kinds = (True,) if arguments.server else (False,) if arguments.forget_marks else (False, True)
+    for server in kinds:
         kind = "server" if server else "embedded"
         print(f"{kind}: seed {arguments.seed}, {arguments.seconds:.0f} s ...", flush=True)
         with tempfile.TemporaryDirectory() as directory:
             outcome = torture(
-                Path(directory), arguments.seconds / 2, arguments.seed, server=server, least_kills=arguments.kills
+                Path(directory),
+                arguments.seconds / len(kinds),
+                arguments.seed,
+                server=server,
+                least_kills=arguments.kills,
+                forget_marks=arguments.forget_marks,
             )
         print(
             f"{kind}: {outcome.kills} kills, {outcome.events:,} events, "

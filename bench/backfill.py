@@ -1,0 +1,70 @@
+"""Backfill: how fast `ingest` takes a file, in how much memory, and how soon a store is ready after kill -9.
+
+python -m bench.backfill [--events 10000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import zstandard
+
+from tests.service import ROOT, Service, clean_environment
+
+TENANTS, AGENTS, DAYS = 10, 200, 90
+
+
+def write_file(path: Path, events: int, seed: int = 1) -> None:
+    """Events of 90 days in order of time, as a provider's log has them, 1 % of them twice."""
+    pick = random.Random(seed)
+    end = int(time.time() * 1000) - 60_000
+    step = DAYS * 86_400_000 / events
+    with zstandard.open(path, "wt", cctx=zstandard.ZstdCompressor(level=1)) as file:
+        for number in range(events):
+            at = int(end - (events - number) * step)
+            line = (
+                f'{{"event_id":"{pick.getrandbits(128):032x}","tenant_id":"tenant-{pick.randrange(TENANTS)}",'
+                f'"agent_id":"agent-{pick.randrange(AGENTS)}","issued_at":{at},"grant_type":"client_credentials",'
+                f'"scope":"read write","client_ip":"192.0.2.{number % 250}","expires_in":3600}}\n'
+            )
+            file.write(line)
+            if number % 100 == 0:
+                file.write(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=10_000_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        file = directory / "events.ndjson.zst"
+        write_file(file, arguments.events)
+        print(f"{arguments.events:,} events, {file.stat().st_size / 1e6:,.0f} MB .zst")
+        dsn = f"chdb://{directory / 'store'}"
+        command = [sys.executable, "-m", "agentidp_analytics", "ingest", "--dsn", dsn, str(file)]
+        started = time.monotonic()
+        subprocess.run(command, cwd=ROOT, env=clean_environment(), check=True)
+        seconds = time.monotonic() - started
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"ingest: {seconds:.0f} s, {arguments.events / seconds:,.0f} events/s, peak {peak:,.0f} MiB RSS")
+        with Service(directory, dsn=dsn) as service:
+            service.post([{"event_id": "x", "tenant_id": "tenant-1", "agent_id": "a", "issued_at": time.time()}])
+            service.kill()
+            started = time.monotonic()
+            service.start()
+            print(f"ready after kill -9: {time.monotonic() - started:.1f} s")
+            assert service.get("/api/v1/analytics/tokens?days=1", "tenant-1")[0] == 200
+        size = sum(path.stat().st_size for path in (directory / "store").rglob("*.bin"))
+        print(f"columns on disk: {size / arguments.events:.1f} bytes an event")
+
+
+if __name__ == "__main__":
+    main()
