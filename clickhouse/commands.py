@@ -1,9 +1,11 @@
-"""The commands that need the store and nothing else: migrate, ingest, verify, erase."""
+"""The commands that need the store and nothing else: migrate, ingest, export, verify, erase."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,10 +53,11 @@ def ingest(
         kept = stack.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
         progress = stack.enter_context(Progress())
         keeper = None
+        after_batch: Callable[[], None] = lambda: None  # noqa: E731
         if url is None:
             keeper = stack.enter_context(Keeper(dsn, cluster, CollectorRegistry()))
             keeper.upkeep.repair()
-            write = keeper.writer.write
+            write, after_batch = keeper.writer.write, keeper.upkeep.settle_if_behind
         else:
             if token_file is None:
                 raise click.UsageError("--token-file is missing; --url needs the ingest bearer token of the service")
@@ -70,7 +73,7 @@ def ingest(
             now_ms=lambda: int(time.time() * 1000),
             on_reject=on_reject,
             on_progress=progress.events,
-            after_batch=keeper.upkeep.settle_if_behind if keeper else lambda: None,
+            after_batch=after_batch,
         )
         if keeper:
             progress.say("rolling up ...")
@@ -91,7 +94,7 @@ def export_command(dsn: str, cluster: str | None) -> None:
     """Writes every event as NDJSON to standard output, for `ingest` elsewhere."""
     with Keeper(dsn, cluster, CollectorRegistry()) as keeper:
         for lines in export(keeper.store):
-            click.get_binary_stream("stdout").write(lines)
+            sys.stdout.buffer.write(lines)
 
 
 @click.command(name="verify")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from tests.bridge.process import Bridge
 from tests.service import (
     AUDIENCE,
     INGEST_TOKEN,
