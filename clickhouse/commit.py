@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_EVENTS_WAITING: Final = 200_000
 MAX_EVENTS_A_COMMIT: Final = 50_000
-COMMITTERS: Final = 2
+LINGER_SECONDS: Final = 0.004
 _OVERLOADED: Final = "more events are waiting for the store than it can take; send them again later"
 
 
@@ -31,7 +31,8 @@ class _Waiting(NamedTuple):
 class GroupCommit:
     """Collects events while the store is busy with the last commit; memory is bounded by `MAX_EVENTS_WAITING`.
 
-    Lives on one event loop. No timer is needed: the time that an insert takes is the time in which the next gathers.
+    Lives on one event loop. A lone sender never waits for company. With several, their next events come just after
+    their answers, so a commit waits a moment for them: else every group would be half of what it could be.
     """
 
     def __init__(
@@ -45,19 +46,22 @@ class GroupCommit:
         self._events_held = 0
         self._arrived = asyncio.Event()
         self._stopping = False
-        self._threads = ThreadPoolExecutor(COMMITTERS, thread_name_prefix="commit")
-        self._committers: list[asyncio.Task[None]] = []
+        self._had_company = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._committer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the committers."""
-        self._committers = [asyncio.create_task(self._commit_for_ever()) for _ in range(COMMITTERS)]
+        """Starts to commit."""
+        # One at a time: a second commit beside the first halves the groups and makes both slower.
+        self._committer = asyncio.create_task(self._commit_for_ever())
 
     async def stop(self) -> None:
         """Refuses new events, stores those that wait, then ends."""
         self._stopping = True
         self._arrived.set()
-        await asyncio.gather(*self._committers)
-        self._threads.shutdown()
+        if self._committer is not None:
+            await self._committer
+        self._thread.shutdown()
 
     async def write(self, events: Sequence[Event]) -> None:
         """Returns when every event is durable.
@@ -83,7 +87,10 @@ class GroupCommit:
     async def _commit_for_ever(self) -> None:
         while True:
             await self._arrived.wait()
+            if self._had_company and not self._stopping:
+                await asyncio.sleep(LINGER_SECONDS)
             group = self._take()
+            self._had_company = len(group) > 1
             if group:
                 await self._commit(group)
             elif self._stopping:
@@ -106,7 +113,7 @@ class GroupCommit:
         started = time.perf_counter()
         failure: Exception | None = None
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._writer.write, events)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.write, events)
         except Exception as error:  # each waiting request gets it; the committer itself must live on
             failure = error
             self._metrics.commit_failures.inc()

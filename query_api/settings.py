@@ -14,7 +14,7 @@ class Rate(NamedTuple):
     burst: int
 
 
-_TENANT_REQUESTS: Final = Rate(50, 100)
+_TENANT_REQUESTS: Final = Rate(200, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

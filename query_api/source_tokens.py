@@ -107,9 +107,15 @@ class SourceTokens:
 
     def _source(self, number: int, words: list[str]) -> Source:
         token, *options = words
-        if len(token) < MIN_SECRET_LENGTH or _TOKEN.fullmatch(token) is None:
-            raise self._error(
-                number, f"a token has at least {MIN_SECRET_LENGTH} characters of A-Z a-z 0-9 . _ ~ + / - ="
+        if _TOKEN.fullmatch(token) is None:
+            raise self._error(number, "a token is made of A-Z a-z 0-9 . _ ~ + / - and = at its end")
+        if len(token) < MIN_SECRET_LENGTH:
+            # Not refused: the provider's side chooses it. But it can be guessed.
+            logger.warning(
+                "--ingest-token-file %s, line %d: the token is shorter than %d characters and can be guessed",
+                self._path,
+                number,
+                MIN_SECRET_LENGTH,
             )
         values: dict[str, str] = {}
         for option in options:

@@ -49,7 +49,7 @@ def test_each_line_is_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("short", 1),
+        ("sh{rt", 1),
         (f"# x\n\n{'x' * 15}", 3),
         (f"{SOURCE_TOKEN} name=ok\nwith-a-strange-ü-character", 2),
         (f'{SOURCE_TOKEN}"quoted"', 1),
@@ -107,7 +107,7 @@ def test_a_changed_file_is_used_and_a_broken_one_is_not(embedded_store: Store, t
             api.token_file.write_text(f"{SOURCE_TOKEN}\n{OTHER}\n")
             assert await statuses() == (200, 200)
             with logged() as lines:
-                for broken in (f"{OTHER} nonsense=1", "", "x"):
+                for broken in (f"{OTHER} nonsense=1", "", "x{"):
                     api.token_file.write_text(broken)
                     assert await statuses() == (200, 200)
                     assert await statuses() == (200, 200)
@@ -229,3 +229,8 @@ def test_used_signatures_are_forgotten_when_they_are_stale_or_too_many() -> None
     clock.now += 301
     claim(0)
     assert len(used) == 1
+
+
+def test_a_short_token_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert tokens_of(tmp_path, "short").find("short") is not None
+    assert "can be guessed" in caplog.text
