@@ -75,8 +75,20 @@ def histories(draw: st.DrawFn) -> tuple[datetime, list[list[Event]]]:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories(), st.lists(st.booleans(), min_size=5, max_size=5), st.integers(1, 90))
 def test_the_answers_equal_the_naive_count(
-    store: Store, history: tuple[datetime, list[list[Event]]], settled: list[bool], span: int
+    embedded_store: Store, history: tuple[datetime, list[list[Event]]], settled: list[bool], span: int
 ) -> None:
+    _check(embedded_store, history, settled, span)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(histories(), st.lists(st.booleans(), min_size=5, max_size=5), st.integers(1, 90))
+def test_the_answers_of_a_server_equal_the_naive_count(
+    server_store: Store, history: tuple[datetime, list[list[Event]]], settled: list[bool], span: int
+) -> None:
+    _check(server_store, history, settled, span)
+
+
+def _check(store: Store, history: tuple[datetime, list[list[Event]]], settled: list[bool], span: int) -> None:
     now, batches = history
     rig = Rig(empty(store))
     oracle = Oracle()

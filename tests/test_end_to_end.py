@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.grafana_panels import evaluate_dashboards
 from tests.identity_provider import IdentityProvider
 from tests.prometheus_server import prometheus as prometheus_running
 from tests.prometheus_server import quick_config
-from tests.service import INGEST_TOKEN, Service, wait_for
+from tests.service import INGEST_TOKEN, Service, request, wait_for
 
 TOKENS = 300
 
@@ -96,6 +99,16 @@ def test_what_the_provider_issued_is_what_the_service_answers(
             return {series["metric"]["tenant_id"]: float(series["value"][1]) for series in answer}
 
         wait_for(lambda: seen_by_prometheus() == totals, 30, seen_by_prometheus)
+        evaluated = evaluate_dashboards(prometheus.base_url, time.time(), refused)
+        # All of them run; those that need neither rates nor weeks of history show something after a few scrapes.
+        answered = {entry.panel for entry in evaluated if entry.series}
+        at_once = {"Active agents", "Dominated by one agent", "Exporter reads the store", "Largest agent's share"}
+        assert at_once <= answered, sorted(answered)
+        assert {rule["health"] for rule in prometheus.rules()} <= {"ok", "unknown"}, prometheus.rules()
+        exposition = request("GET", service.metrics_url + "/metrics", {})[2]
+        linted = subprocess.run(["promtool", "check", "metrics"], input=exposition, capture_output=True, check=False)
+        assert (linted.returncode, linted.stdout, linted.stderr) == (0, b"", b"")
+
         increase = prometheus.query("sum by (tenant_id) (increase(agentidp_tenant_tokens_issued_total[5m]))")
         assert all(float(series["value"][1]) > 0 for series in increase), "the first burst must be visible"
 

@@ -50,7 +50,7 @@ def test_each_line_is_a_source(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("sh{rt", 1),
-        (f"# x\n\n{'x' * 15}", 3),
+        (f"# x\n\n{'x' * 15}{{", 3),
         (f"{SOURCE_TOKEN} name=ok\nwith-a-strange-ü-character", 2),
         (f'{SOURCE_TOKEN}"quoted"', 1),
         (f"{SOURCE_TOKEN} colour=red", 1),

@@ -208,7 +208,8 @@ def _judge_exactly(service: Service, clients: list[Client], outcome: Outcome, *,
     totals = {tenant: oracle.total(tenant) for tenant in TENANTS}
     try:
         # Behind a server, the marks of a killed process are taken over when they are old enough.
-        wait_for(lambda: service.samples("agentidp_tenant_tokens_issued_total") == totals, 30 + ORPHAN_AFTER_SECONDS)
+        seconds = 1 if forgotten else 30 + ORPHAN_AFTER_SECONDS
+        wait_for(lambda: service.samples("agentidp_tenant_tokens_issued_total") == totals, seconds)
     except AssertionError:
         outcome.other.append(f"counters {service.samples('agentidp_tenant_tokens_issued_total')}, wanted {totals}")
 
