@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,8 +30,9 @@ class Limits:
     # Below the usual soft limit of 1,024 open files: idle connections must never leave the embedded store without
     # a file descriptor to write with.
     connections: int = 768
-    tenant_queries: int = 16
-    tenant_queries_waiting: int = 64
+    # Half of the processors: with more, one tenant asking without a pause slows the answers of all the others.
+    tenant_queries: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))
+    tenant_queries_waiting: int = 256
     body_bytes: int = 10_000_000
     # Of all bodies being read or decoded at once; beyond it a sender is told to come back (503).
     body_bytes_in_flight: int = 256_000_000
@@ -48,7 +50,7 @@ class ApiSettings:
     ingest_token_file: Path | None = None
     limits: Limits = field(default_factory=Limits)
     # More than one tenant's share (Limits.tenant_queries), so that a flood of one tenant leaves threads for others.
-    query_threads: int = 24
+    query_threads: int = field(default_factory=lambda: max(24, os.cpu_count() or 2))
     # For the wait and the query together; a question beyond it is answered 503.
     query_seconds: float = 30.0
     body_seconds: float = 30.0
