@@ -61,6 +61,7 @@ class Tenants:
             last_issued_seconds=[1.76e9 + n % 86_400 + k / 8 for n in base],
             month_tokens=[n // 12 + k for n in base],
             known=[True] * len(base),
+            present=[True] * len(base),
         )
 
     def published(self, tenant_ids: Sequence[str]) -> None:

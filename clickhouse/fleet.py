@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Equal-length columns, one row a tenant that has ever had an event, sorted by `tenant_id`.
+    """Equal-length columns, one row a tenant that has ever had an event or a published counter, by `tenant_id`.
 
     `tokens_issued` and `token_failures` never fall between two fleets of one store, not even across restarts.
     """
@@ -20,3 +20,4 @@ class Fleet:
     last_issued_seconds: list[float] = field(default_factory=list)  # Unix time; 0.0: no token yet
     month_tokens: list[int] = field(default_factory=list)
     known: list[bool] = field(default_factory=list)  # its counter has been published before
+    present: list[bool] = field(default_factory=list)  # has events; False: erased, only its counters are left

@@ -14,7 +14,7 @@ from clickhouse.store import Store
 # that is still dirty is in the next refresh.
 _FLEET: Final = """
 SELECT tenant_id, sum(issued_ever), sum(failed_ever), sum(active), max(ratio), max(last_ms) / 1000, sum(issued_month),
-    max(issued_shown), max(failed_shown), max(shown)
+    max(issued_shown), max(failed_shown), max(shown), sum(days) > 0
 FROM
 (
     SELECT tenant_id, sum(issued) AS issued_ever, sum(failed) AS failed_ever, 0 AS active, 0. AS ratio,
@@ -42,7 +42,7 @@ FROM
     SELECT tenant_id, 0, 0, 0, 0., 0, 0, max(issued), max(failed), max(published), 0
     FROM counters GROUP BY tenant_id
 )
-GROUP BY tenant_id HAVING sum(days) > 0 ORDER BY tenant_id""".replace(
+GROUP BY tenant_id ORDER BY tenant_id""".replace(
     "month_start", "toDate(toDateTime({month_start:UInt32}, 'UTC'))"
 ).replace("month_end", "toDate(toDateTime({month_end:UInt32}, 'UTC'))")
 
@@ -65,7 +65,7 @@ class Totals:
         columns = self._store.columns(_FLEET, _windows(datetime.fromtimestamp(self._clock(), UTC)))
         if not columns:
             return Fleet()
-        tenants, issued, failed, active, ratio, last, month, issued_shown, failed_shown, shown = columns
+        tenants, issued, failed, active, ratio, last, month, issued_shown, failed_shown, shown, present = columns
         counters = [
             (tenant, max(now, before), max(now_failed, before_failed), now > before or now_failed > before_failed)
             for tenant, now, before, now_failed, before_failed in zip(
@@ -82,6 +82,7 @@ class Totals:
             last_issued_seconds=last,
             month_tokens=month,
             known=[bool(flag) for flag in shown],
+            present=[bool(flag) for flag in present],
         )
 
     def published(self, tenant_ids: Sequence[str]) -> None:

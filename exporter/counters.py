@@ -81,6 +81,7 @@ class TenantCounters:
         if fleet.tenant_id != self._fleet.tenant_id:
             self._place_tenants(fleet)
         self._fleet = fleet
+        self._present = [row < len(fleet.present) and fleet.present[row] for row in self._rows]
         issued, failures = self._by_place(fleet.tokens_issued), self._by_place(fleet.token_failures)
         self._issued = _larger(self._issued, issued)
         self._failures = _larger(self._failures, failures)
@@ -107,7 +108,6 @@ class TenantCounters:
         if self._has_other and not had_other and (self._newborn or not starting):
             self._newborn[OTHER] = None
         self._rows = [rows.get(tenant_id, len(rows)) for tenant_id in self._ids]
-        self._present = [row < len(rows) for row in self._rows]
 
     @property
     def _has_other(self) -> bool:
@@ -200,6 +200,7 @@ def _require_equal_lengths(fleet: Fleet) -> None:
         fleet.last_issued_seconds,
         fleet.month_tokens,
         fleet.known,
+        fleet.present,
     )
     if any(len(column) != len(fleet.tenant_id) for column in columns):
         raise ValueError("the columns of the fleet differ in length")

@@ -178,8 +178,11 @@ def test_a_tenant_without_a_token_has_no_time_of_its_last_one() -> None:
 @pytest.mark.parametrize(
     ("fleet", "problem"),
     [
-        (Fleet(["a", "a"], [1, 2], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [True, True]), "twice"),
-        (Fleet(["a", "b"], [1], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [True, True]), "differ in length"),
+        (Fleet(["a", "a"], [1, 2], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [True, True], [True, True]), "twice"),
+        (
+            Fleet(["a", "b"], [1], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [True, True], [True, True]),
+            "differ in length",
+        ),
     ],
 )
 def test_a_fleet_that_cannot_be_shown_changes_nothing(fleet: Fleet, problem: str) -> None:
@@ -314,3 +317,21 @@ class AnyLife(RuleBasedStateMachine):
 
 TestAnyLife = AnyLife.TestCase
 TestAnyLife.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_an_erased_tenant_holds_other_up_over_a_restart() -> None:
+    def fleet(issued: list[int], present: list[bool]) -> Fleet:
+        ids = ["a", "b", "c"]
+        return Fleet(ids, issued, [0] * 3, [0] * 3, [0.0] * 3, [0.0] * 3, [0] * 3, [True] * 3, present)
+
+    before = TenantCounters(max_tenants=1)
+    before.update(fleet([5, 7, 9], [True] * 3))
+    shown = before.publish()
+    assert (shown.tenant_id, shown.tokens_issued) == (["a", OTHER], [5, 16])
+    restarted = TenantCounters(max_tenants=1)
+    restarted.update(fleet([5, 7, 9], [True, False, True]))  # the store says what was published of the erased one
+    shown = restarted.publish()
+    assert (shown.tenant_id, shown.tokens_issued, shown.dropped) == (["a", OTHER], [5, 16], 1)
+    gone = TenantCounters(max_tenants=3)
+    gone.update(fleet([5, 7, 9], [True, False, True]))
+    assert gone.publish().tenant_id == ["a", "c"]

@@ -66,6 +66,7 @@ class Store:
             last_issued_seconds=[tenant.last for _, tenant in rows],
             month_tokens=[tenant.month for _, tenant in rows],
             known=[tenant_id in self.known for tenant_id, _ in rows],
+            present=[True] * len(rows),
         )
 
     def published(self, tenant_ids: Sequence[str]) -> None:

@@ -230,7 +230,7 @@ def test_failures_are_logged_once_each_and_without_what_drivers_put_into_their_m
 def test_a_fleet_with_a_repeated_tenant_is_a_failure_and_not_a_broken_scrape() -> None:
     class Repeating(Store):
         def fleet(self) -> Fleet:
-            return Fleet(["a", "a"], [1, 1], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [True, True])
+            return Fleet(["a", "a"], [1, 1], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [True, True], [True, True])
 
     async def scenario() -> None:
         async with running(Repeating()) as exporter:
