@@ -105,21 +105,22 @@ class Queries:
     def _ask(self, question: _Question, tenant: TenantId, since: date, until: date) -> list[tuple[Any, ...]]:
         if not isinstance(tenant, TenantId):
             raise TypeError("a question needs a TenantId: an unchecked tenant could be somebody else's")
-        fence = {"additional_table_filters": tenant_fence(tenant)}
+        fence = {"additional_table_filters": tenant_fence(tenant, is_cluster=self._store.cluster is not None)}
         parameters: dict[str, Any] = {"tenant": str(tenant), "since": _timestamp(since), "until": _timestamp(until)}
         dirty = [slot for (slot,) in self._store.rows(_DIRTY_SLOTS, parameters, fence)]
         statement = question.with_tail if dirty else question.clean
         return self._store.rows(statement, {**parameters, "dirty": dirty}, fence)
 
 
-def tenant_fence(tenant: TenantId) -> str:
+def tenant_fence(tenant: TenantId, *, is_cluster: bool = False) -> str:
     """The value of `additional_table_filters` that hides every other tenant's rows from a statement.
 
     A second fence: it holds when a query forgets its WHERE. The engine takes no parameters here, so the text is
     built; a TenantId has no character that could end the literal.
     """
     condition = f"tenant_id = '{TenantId(tenant)}'".replace("'", "\\'")
-    return "{" + ", ".join(f"'{table}': '{condition}'" for table in _TENANT_TABLES) + "}"
+    tables = [*_TENANT_TABLES, *(f"{table}_local" for table in _TENANT_TABLES if is_cluster)]
+    return "{" + ", ".join(f"'{table}': '{condition}'" for table in tables) + "}"
 
 
 def _timestamp(day: date) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from clickhouse.errors import StoreError, StoreTooNewError
+from clickhouse.errors import StoreError, StoreSetupError, StoreTooNewError
 from clickhouse.store import Store, quote_name
 
 _FILE_NAME: Final = re.compile(r"([0-9]{4})_([a-z0-9_]+)\.sql")
@@ -51,15 +51,9 @@ def migrate(store: Store) -> list[str]:
     for statement in ddl(_HISTORY_TABLE, store.cluster):
         store.command(statement)
     applied = _applied(store)
-    known = migrations()
-    newest = max(migration.version for migration in known)
-    if max(applied, default=0) > newest:
-        raise StoreTooNewError(
-            f"--dsn {store.address}: the store has schema {max(applied)}, this program knows up to {newest}; "
-            "use the newer agentidp-analytics, or another store"
-        )
+    _refuse_newer(store, applied)
     done = []
-    for migration in known:
+    for migration in migrations():
         if migration.version not in applied:
             for statement in migration.statements:
                 for part in ddl(statement, store.cluster):
@@ -71,11 +65,23 @@ def migrate(store: Store) -> list[str]:
 
 def check(store: Store) -> None:
     """Raises StoreError unless the store answers and has exactly this program's schema."""
-    applied = _applied(store)
+    exists = store.rows("EXISTS TABLE schema_history") == [(1,)]
+    applied = _applied(store) if exists else set()
+    _refuse_newer(store, applied)
     missing = [migration for migration in migrations() if migration.version not in applied]
     if missing:
-        raise StoreError(
-            f"schema {missing[0].version:04d}_{missing[0].name} is missing; run agentidp-analytics migrate"
+        raise StoreSetupError(
+            f"--dsn {store.address} has no schema {missing[0].version:04d}_{missing[0].name}; "
+            "run agentidp-analytics migrate"
+        )
+
+
+def _refuse_newer(store: Store, applied: set[int]) -> None:
+    newest = max(migration.version for migration in migrations())
+    if max(applied, default=0) > newest:
+        raise StoreTooNewError(
+            f"--dsn {store.address}: the store has schema {max(applied)}, this program knows up to {newest}; "
+            "use the newer agentidp-analytics, or another store"
         )
 
 

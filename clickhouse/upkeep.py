@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # Recomputing may take this share of the time at most: under load epochs grow longer instead of work more frequent.
 _DUTY: Final = 0.2
+_LONGEST_PAUSE_SECONDS: Final = 10.0  # the exporter shows what is rolled up, so a pause is how far it lags
 _RETRY_SECONDS: Final = 2.0
 _ADOPT_EVERY_SECONDS: Final = 10.0
 
@@ -103,7 +104,9 @@ class Upkeep:
             try:
                 self._adopt()
                 if self._epochs.wait_for_work(_ADOPT_EVERY_SECONDS) and not self._stopping.is_set():
-                    self._stopping.wait(max(self._pause_seconds, self._last_seconds / _DUTY))
+                    self._stopping.wait(
+                        min(max(self._pause_seconds, self._last_seconds / _DUTY), _LONGEST_PAUSE_SECONDS)
+                    )
                     self._epochs.seal()
                     self._epochs.wait_until_landed(self._store.insert_timeout)
                     self._work()

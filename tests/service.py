@@ -109,8 +109,9 @@ class Service:
         return True
 
     def _is_ready(self) -> bool:
+        ready = self.metrics_url + "/-/ready" if "exporter" in self._options else self.url + "/readyz"
         try:
-            return self.get("/readyz", tenant=None)[0] == 200
+            return request("GET", ready, {})[0] == 200
         except OSError:
             return False
 

@@ -187,7 +187,7 @@ def test_error_codes_reasons_and_limits_are_those_of_the_code() -> None:
     table = {row[0]: row[1] for row in rows(CONFIGURATION.partition("## Limits")[2].partition("## ")[0])}
     for name, values in {
         "requests of one tenant": (limits.tenant_requests.per_second, limits.tenant_requests.burst),
-        "queries of one tenant at once; waiting beyond that": (limits.tenant_queries, limits.tenant_queries_waiting),
+        "queries of one tenant at once; waiting beyond that": (limits.tenant_queries_waiting,),
         "time for a query, waiting included": (int(settings.query_seconds),),
         "body of an ingest request, as sent and as unpacked": (limits.body_bytes,),
         "events in a request": (limits.events_per_request,),

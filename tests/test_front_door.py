@@ -186,6 +186,27 @@ def test_a_store_moves_to_a_server_by_export_ingest_and_verify(tmp_path: Path) -
         assert sorted(run("export", "--dsn", server).stdout.splitlines()) == sorted(moved.read_text().splitlines())
 
 
+def test_api_and_exporter_as_two_processes_on_one_server(tmp_path: Path) -> None:
+    with Bridge(tmp_path / "bridge") as bridge:
+        dsn = bridge.dsn_of("analytics")
+        unready = run(*SERVE, *TRUST, "--dsn", dsn)
+        assert unready.returncode != 0
+        assert "run agentidp-analytics migrate" in unready.stderr
+        assert run("migrate", "--dsn", dsn).returncode == 0
+        for name in ("api", "exporter"):
+            (tmp_path / name).mkdir()
+        exporter = Service(
+            tmp_path / "exporter", "--only", "exporter", "--refresh-interval", "0.2s", "--zero-hold", "0s", dsn=dsn
+        )
+        with Service(tmp_path / "api", "--only", "api", dsn=dsn) as api, exporter:
+            assert api.post(events(30))[0] == 200
+            wait_for(lambda: exporter.samples("agentidp_tenant_tokens_issued_total") == {"org-a": 30}, 30, exporter.log)
+            with pytest.raises(OSError):
+                request("GET", api.metrics_url + "/metrics", {})
+            with pytest.raises(OSError):
+                request("GET", exporter.url + "/healthz", {})
+
+
 def test_migrate_twice_and_a_store_of_a_newer_program(tmp_path: Path) -> None:
     dsn = f"chdb://{tmp_path / 'store'}"
     assert "applied 0001" in run("migrate", "--dsn", dsn).stdout
