@@ -21,7 +21,7 @@ from typing import Any, Final
 import aiohttp
 import click
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from clickhouse import commands
 from clickhouse.backfill import InputError
@@ -29,6 +29,7 @@ from clickhouse.commit import GroupCommit
 from clickhouse.daily import DailyRound
 from clickhouse.demo_events import DemoFleet, demo_event, demo_fleet, fill, hourly_share
 from clickhouse.errors import StoreError, StoreSetupError
+from clickhouse.high_water import HighWater
 from clickhouse.keeper import Keeper
 from clickhouse.options import EXISTING_FILE, Address, Duration, option, options, store_options
 from clickhouse.queries import Queries
@@ -43,8 +44,9 @@ from query_api.app import build_app
 from query_api.dev_keys import DevKey, serve_key_set
 from query_api.keys import KeySet
 from query_api.logs import configure_logging
+from query_api.metrics import jwks_fetches
 from query_api.server import ApiServer
-from query_api.settings import ApiSettings
+from query_api.settings import ApiSettings, Limits, Rate
 from query_api.source_tokens import SourceTokensError
 from query_api.tls import TlsFilesError
 from query_api.verifier import DEFAULT_TOKEN_TYPES, Verifier, VerifierSettings
@@ -87,6 +89,12 @@ serve_options = options(
     option("--max-token-lifetime", type=Duration(), default="24h", show_default=True, help="Longest exp - iat."),
     option("--required-scope", help="Scope that every analytics call must have."),
     option("--ingest-token-file", type=EXISTING_FILE, help="Bearer tokens of trusted event sources, one a line."),
+    option("--tenant-rate-limit", type=click.FloatRange(0, min_open=True), default=200.0, show_default=True,
+           help="Analytics requests a second of one tenant; five seconds' worth may come at once."),
+    option("--source-rate-limit", type=click.FloatRange(0, min_open=True),
+           help="The same for the ingest requests of one source.  [default: no limit]"),
+    option("--source-event-rate-limit", type=click.FloatRange(0, min_open=True),
+           help="Events a second of one source.  [default: no limit]"),
     option("--retention-days", type=click.IntRange(1), help="Remove older days every night.  [default: keep all]"),
     option("--tls-cert", type=EXISTING_FILE, help="Certificate chain of the API, PEM; re-read when it changes."),
     option("--tls-key", type=EXISTING_FILE, help="Its private key."),
@@ -145,6 +153,11 @@ def settings_from(values: dict[str, Any]) -> Settings:
             tls_cert=values["tls_cert"],
             tls_key=values["tls_key"],
             ingest_token_file=values["ingest_token_file"],
+            limits=Limits(
+                tenant_requests=_rate(values["tenant_rate_limit"]),
+                source_requests=_rate(values["source_rate_limit"]),
+                source_events=_rate(values["source_event_rate_limit"]),
+            ),
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
@@ -178,6 +191,10 @@ def _require(values: dict[str, Any], name: str, give_up: str, what: str) -> None
         raise click.UsageError(f"--{name} is missing; give {what}, or {give_up} to do without that check")
 
 
+def _rate(per_second: float | None) -> Rate | None:
+    return None if per_second is None else Rate(per_second, max(1, round(5 * per_second)))
+
+
 def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
@@ -193,11 +210,12 @@ async def running(settings: Settings) -> AsyncIterator[Keeper]:
         collector(registry=registry)
     async with contextlib.AsyncExitStack() as stack:
         verifier = await _verifier(settings, registry, stack) if settings.only != "exporter" else None
-        keeper = stack.enter_context(await asyncio.to_thread(Keeper, settings.dsn, settings.cluster, registry))
+        # An exporter of its own neither writes nor recounts: metrics of that would be zeros that look like silence.
+        store_registry = registry if verifier is not None else CollectorRegistry()
+        keeper = stack.enter_context(await asyncio.to_thread(Keeper, settings.dsn, settings.cluster, store_registry))
         if verifier is not None:
             await _start_api(settings, keeper, verifier, registry, stack)
-        if settings.only != "api":
-            await _start_exporter(settings, keeper, registry, stack)
+        await _start_exporter(settings, keeper, registry, stack)
         yield keeper
 
 
@@ -229,7 +247,7 @@ async def _start_api(
     except OSError as error:
         raise click.UsageError(f"--listen {settings.api.host}:{settings.api.port}: {error.strerror}") from error
     scheme = "https" if settings.api.tls_cert else "http"
-    logger.info("query API and ingest at %s://%s:%d", scheme, settings.api.host, port)
+    logger.info("query API and ingest at %s://%s", scheme, _authority(settings.api.host, port))
     daily = DailyRound(
         keeper.store,
         keeper.upkeep,
@@ -243,13 +261,10 @@ async def _start_api(
 
 async def _verifier(settings: Settings, registry: CollectorRegistry, stack: contextlib.AsyncExitStack) -> Verifier:
     session = await stack.enter_async_context(aiohttp.ClientSession())
-    fetches = Counter(
-        "agentidp_analytics_jwks_fetches", "Fetches of a key set, by result.", ("result",), registry=registry
-    )
+    fetches = jwks_fetches(registry)
     try:
         key_sets = [
-            KeySet(session, url, algorithms=settings.algorithms, on_fetch=lambda result: fetches.labels(result).inc())
-            for url in settings.jwks_urls
+            KeySet(session, url, algorithms=settings.algorithms, on_fetch=fetches) for url in settings.jwks_urls
         ]
         if settings.issuers:
             one_for_each = key_sets if len(key_sets) > 1 else key_sets * len(settings.issuers)
@@ -278,24 +293,30 @@ async def _verifier(settings: Settings, registry: CollectorRegistry, stack: cont
 async def _start_exporter(
     settings: Settings, keeper: Keeper, registry: CollectorRegistry, stack: contextlib.AsyncExitStack
 ) -> None:
-    refresher = Refresher(
-        Totals(keeper.store),
-        ExporterMetrics(registry, VERSION),
-        interval=settings.refresh_interval,
-        max_age=max(300.0, settings.refresh_interval),
-        zero_hold=settings.zero_hold,
-        max_tenants=settings.max_tenants,
-    )
     web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
     host, port = settings.metrics_listen
-    runner = ExporterRunner(build_exporter(refresher, registry, web_config), access_log=None)
+    if settings.only == "api":
+        app = build_exporter(None, registry, web_config)
+    else:
+        beside = keeper.store.beside
+        refresher = Refresher(
+            Totals(keeper.store, high_water=HighWater(beside) if beside else None),
+            ExporterMetrics(registry, VERSION),
+            interval=settings.refresh_interval,
+            max_age=max(300.0, settings.refresh_interval),
+            zero_hold=settings.zero_hold,
+            max_tenants=settings.max_tenants,
+        )
+        app = build_exporter(refresher, registry, web_config)
+    runner = ExporterRunner(app, access_log=None)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
         await web.TCPSite(runner, host, port, ssl_context=web_config.ssl_context() if web_config else None).start()
     except OSError as error:
         raise click.UsageError(f"--metrics-listen {host}:{port}: {error.strerror}") from error
-    logger.info("exporter at %s:%d/metrics", host, runner.addresses[0][1])
+    scheme = "https" if web_config and web_config.ssl_context() else "http"
+    logger.info("exporter at %s://%s/metrics", scheme, _authority(host, runner.addresses[0][1]))
 
 
 def _in_background(stack: contextlib.AsyncExitStack, work: Awaitable[None]) -> None:
@@ -313,8 +334,8 @@ async def _every_day(daily: DailyRound) -> None:
         await asyncio.sleep(daily.seconds_until_next())
         try:
             await asyncio.to_thread(daily.run)
-        except StoreError as error:
-            logger.warning("the daily round failed and is tried again tomorrow: %s", error)
+        except Exception:  # whatever it was, tomorrow's round must come
+            logger.exception("the daily round failed and is tried again tomorrow")
 
 
 async def _until_signalled() -> None:
@@ -349,8 +370,9 @@ async def _serve(settings: Settings) -> None:
 
 
 def _warn_if_open(settings: Settings, *, behind_proxy: bool) -> None:
-    listeners = [("--listen", settings.api.host, bool(settings.api.tls_cert) or behind_proxy)]
-    listeners.append(("--metrics-listen", settings.metrics_listen[0], bool(settings.web_config_file) or behind_proxy))
+    listeners = [("--metrics-listen", settings.metrics_listen[0], bool(settings.web_config_file) or behind_proxy)]
+    if settings.only != "exporter":
+        listeners.append(("--listen", settings.api.host, bool(settings.api.tls_cert) or behind_proxy))
     for name, host, is_protected in listeners:
         if not is_protected and host not in ("127.0.0.1", "::1", "localhost"):
             logger.warning(
@@ -367,7 +389,11 @@ for command in (commands.migrate, commands.ingest, commands.export_command, comm
 
 @cli.command()
 @listen_options
-@option("--log-format", type=click.Choice(["json", "text"]), help="Of the structured logs on stderr.")
+@option(
+    "--log-format",
+    type=click.Choice(["json", "text"]),
+    help="Of the structured logs on stderr.  [default: text on a terminal, else json]",
+)
 def demo(
     listen: tuple[str, int],
     metrics_listen: tuple[str, int],
@@ -428,6 +454,7 @@ async def _live_events(fleet: DemoFleet, api: ApiSettings, ingest_token: str) ->
     """Posts events as a provider would, at a few a second."""
     pick = random.Random()  # noqa: S311 - made-up data, no secret
     agents = [agent for agent in fleet.agents if agent.tenant_id != fleet.silent_tenant]
+    url = f"http://{_authority(api.host, api.port)}/api/v1/events"
     headers = {"Authorization": f"Bearer {ingest_token}"}
     async with aiohttp.ClientSession(headers=headers) as session:
         while True:
@@ -436,14 +463,18 @@ async def _live_events(fleet: DemoFleet, api: ApiSettings, ingest_token: str) ->
             chosen = pick.choices(agents, weights, k=pick.randint(1, 6))
             events = [demo_event(pick, agent, int(now.timestamp() * 1000))._asdict() for agent in chosen]
             with contextlib.suppress(aiohttp.ClientError):
-                async with session.post(f"http://{api.host}:{api.port}/api/v1/events", json=events) as response:
+                async with session.post(url, json=events) as response:
                     await response.read()
             await asyncio.sleep(1)
 
 
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
-    api = f"http://{settings.api.host}:{settings.api.port}"
-    exporter = f"{settings.metrics_listen[0]}:{settings.metrics_listen[1]}"
+    api = f"http://{_authority(settings.api.host, settings.api.port)}"
+    exporter = _authority(*settings.metrics_listen)
     token = key.token(
         commands.tenant_option(fleet.looping_tenant),
         issuer=DEMO_ISSUER,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import click
 from prometheus_client import CollectorRegistry
@@ -21,7 +22,7 @@ from clickhouse.progress import Progress
 from clickhouse.remote import RemoteWriter
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
-from clickhouse.verify import Report, table_of, verify
+from clickhouse.verify import MAX_CONFLICTS, Report, table_of, verify
 
 
 @click.command()
@@ -50,7 +51,7 @@ def ingest(
 ) -> None:
     """Backfills NDJSON FILES (.gz and .zst too, - for standard input); run it again to resume."""
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(rejects.open("w", encoding="utf-8")) if rejects else None
+        kept = stack.enter_context(_opened(rejects)) if rejects else None
         progress = stack.enter_context(Progress())
         keeper = None
         after_batch: Callable[[], None] = lambda: None  # noqa: E731
@@ -86,6 +87,13 @@ def ingest(
         click.echo(f"  rejected for {code}: {count:,}")
     if tally.rejected:
         raise SystemExit(1)
+
+
+def _opened(rejects: Path) -> IO[str]:
+    try:
+        return rejects.open("w", encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"--rejects {rejects} cannot be written: {error.strerror}") from error
 
 
 @click.command(name="export")
@@ -135,14 +143,16 @@ def _print_report(report: Report) -> None:
     unsettled = f", {report.unsettled} tenant-days left out because they are being written" if report.unsettled else ""
     click.echo(
         f"{report.days} days compared: {len(report.differences)} differences, "
-        f"{len(report.conflicts)} conflicting event ids{unsettled}"
+        f"{'at least ' if len(report.conflicts) == MAX_CONFLICTS else ''}{len(report.conflicts)} conflicting event ids"
+        f"{unsettled}"
     )
 
 
 @click.command()
 @store_options
-@option("--tenant", required=True, help="The tenant to erase.")
-@option("--agent", help="Erase only this agent of the tenant.")
+# No variables for these two: what a shell happens to have exported must not choose what is destroyed.
+@click.option("--tenant", required=True, help="The tenant to erase.")
+@click.option("--agent", help="Erase only this agent of the tenant.")
 def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None) -> None:
     """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls."""
     with Keeper(dsn, cluster, CollectorRegistry()) as keeper:

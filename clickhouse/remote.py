@@ -38,6 +38,8 @@ class RemoteWriter:
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise StoreSetupError("--token-file holds no bearer token on its first line")
         self._secure = parts.scheme == "https"
+        if not self._secure and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+            logger.warning("--url %s sends the ingest token over the network without TLS", url)
         self._host, self._port = parts.hostname, parts.port
         self._headers = {
             "Authorization": f"Bearer {token}",

@@ -44,7 +44,10 @@ SELECT DISTINCT toUnixTimestamp(slot) FROM agent_slot
 WHERE tenant_id = {tenant:String} AND ({agent:String} = '' OR agent_id = {agent:String})"""
 
 _PENDING: Final = """
-SELECT tenant_id, removal_id, agent_id, toUnixTimestamp(before), issued, failed FROM removals FINAL WHERE done = 0"""
+SELECT tenant_id, removal_id, max(agent_id), toUnixTimestamp(max(before)), max(issued), max(failed)
+FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 0"""
+
+_FORGET_AGENT: Final = "ALTER TABLE {table} UPDATE agent_id = '' WHERE removal_id = {{removal:UInt64}}"
 
 
 class Removed(NamedTuple):
@@ -71,9 +74,9 @@ class Removal:
         cutoff = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
         before = int(cutoff.timestamp())
         self._upkeep.settle()
-        removal_id = new_epoch_id(int(now.timestamp() * 1000))
+        # The cut-off names the removal: two processes that do the same one take away, and add to a counter, once.
         removed = [
-            Removed(tenant, removal_id, "", before, int(issued), int(failed))
+            Removed(tenant, before, "", before, int(issued), int(failed))
             for tenant, issued, failed in self._store.rows(_OLDER_THAN, {"before": before})
         ]
         self._record(removed, done=False)
@@ -114,6 +117,13 @@ class Removal:
             if not entry.before:
                 self._erase(entry)
         self._record(removed, done=True)
+        for entry in removed:
+            if entry.agent_id:
+                self._store.command(
+                    _FORGET_AGENT.format(table=self._target("removals")),
+                    {"removal": entry.removal_id},
+                    mutations_sync=2,
+                )
 
     def _delete_before(self, before: int) -> None:
         with self._upkeep.paused():
@@ -140,5 +150,7 @@ class Removal:
 
     def _delete(self, table: str, condition: str, parameters: dict[str, str] | dict[str, int]) -> None:
         """A mutation rewrites the parts at once: what was erased is gone from the disk, not hidden."""
-        target = table if not self._store.cluster else f"{table}_local ON CLUSTER {quote_name(self._store.cluster)}"
-        self._store.command(f"ALTER TABLE {target} DELETE WHERE {condition}", parameters, mutations_sync=2)
+        self._store.command(f"ALTER TABLE {self._target(table)} DELETE WHERE {condition}", parameters, mutations_sync=2)
+
+    def _target(self, table: str) -> str:
+        return table if not self._store.cluster else f"{table}_local ON CLUSTER {quote_name(self._store.cluster)}"

@@ -82,7 +82,7 @@ SELECT max(newest) FROM
     UNION ALL SELECT max(generation) FROM agent_day UNION ALL SELECT max(generation) FROM tenant_day
 )"""
 
-SLOTS_AT_ONCE: Final = 10_000
+SLOTS_AT_ONCE: Final = 4_000
 
 _IN_ORDER: Final = {"optimize_aggregation_in_order": 1}
 

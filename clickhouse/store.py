@@ -38,6 +38,7 @@ CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
     "distributed_ddl_task_timeout": 120,
 }
 UNKNOWN_DATABASE: Final = 81
+_SHORTEST_SECRET: Final = 5
 _SERVER_SCHEMES: Final = ("http", "https", "clickhouse", "clickhouses")
 _WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
 
@@ -73,6 +74,11 @@ class Store:
     def path(self) -> Path | None:
         """The directory of an embedded store, None for a server."""
         return Path(urlsplit(self.dsn).path) if self.embedded else None
+
+    @property
+    def beside(self) -> Path | None:
+        """Where the high-water file of an embedded store lies: next to it, so that restoring the store leaves it."""
+        return self.path.with_name(self.path.name + ".counters.json") if self.path else None
 
     @property
     def address(self) -> str:
@@ -220,7 +226,11 @@ def redact(dsn: str) -> str:
 def redact_text(text: str, dsn: str) -> str:
     """Driver messages may repeat the DSN; this takes its password out."""
     password = urlsplit(dsn).password
-    return text.replace(dsn, redact(dsn)).replace(password, "***") if password else text
+    if not password:
+        return text
+    text = text.replace(dsn, redact(dsn)).replace(f":{password}@", ":***@")
+    # A very short one would blot out half of the message, and protects nothing.
+    return text.replace(password, "***") if len(password) >= _SHORTEST_SECRET else text
 
 
 def _prepare_directory(dsn: str) -> None:

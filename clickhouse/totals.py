@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from clickhouse.fleet import Fleet
+from clickhouse.high_water import HighWater
 from clickhouse.store import Store
 
 # Only rollups: a refresh must cost what the tenants cost, not what their events of the last minutes cost. A slot
@@ -36,8 +37,8 @@ FROM
     )
     GROUP BY tenant_id
     UNION ALL
-    SELECT tenant_id, sum(issued), sum(failed), 0, 0., 0, 0, 0, 0, 0, 0
-    FROM removals FINAL WHERE done = 1 GROUP BY tenant_id
+    SELECT tenant_id, max(issued), max(failed), 0, 0., 0, 0, 0, 0, 0, 0
+    FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 1
     UNION ALL
     SELECT tenant_id, 0, 0, 0, 0., 0, 0, max(issued), max(failed), max(published), 0
     FROM counters GROUP BY tenant_id
@@ -52,9 +53,12 @@ _COUNTER_COLUMNS: Final = ("tenant_id", "issued", "failed", "published")
 class Totals:
     """Reads all tenants at once and remembers in the store what was published. Blocking; raises StoreError."""
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: Store, *, clock: Callable[[], float] = time.time, high_water: HighWater | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._high_water = high_water
 
     def fleet(self) -> Fleet:
         """All tenants now, from one columnar query.
@@ -66,13 +70,17 @@ class Totals:
         if not columns:
             return Fleet()
         tenants, issued, failed, active, ratio, last, month, issued_shown, failed_shown, shown, present = columns
-        counters = [
-            (tenant, max(now, before), max(now_failed, before_failed), now > before or now_failed > before_failed)
-            for tenant, now, before, now_failed, before_failed in zip(
-                tenants, issued, issued_shown, failed, failed_shown, strict=True
-            )
-        ]
-        self._remember([(*counter[:3], 0) for counter in counters if counter[3]])
+        outside = self._high_water.counters if self._high_water else {}
+        counters, higher = [], []
+        for tenant, now, now_failed, *before in zip(tenants, issued, failed, issued_shown, failed_shown, strict=True):
+            kept = outside.get(tenant, (0, 0))
+            counter = (tenant, max(now, kept[0], before[0]), max(now_failed, kept[1], before[1]))
+            counters.append(counter)
+            if counter[1] > before[0] or counter[2] > before[1]:
+                higher.append(counter)
+        self._remember([(*counter, 0) for counter in higher])
+        if self._high_water and higher:
+            self._high_water.raise_to(higher)
         return Fleet(
             tenant_id=tenants,
             tokens_issued=[counter[1] for counter in counters],

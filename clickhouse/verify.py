@@ -69,7 +69,7 @@ _COUNTERS_ABOVE: Final = """
 SELECT tenant_id, sum(countable), max(shown) FROM
 (
     SELECT tenant_id, sum(issued) AS countable, 0 AS shown FROM tenant_day FINAL GROUP BY tenant_id
-    UNION ALL SELECT tenant_id, sum(issued), 0 FROM removals FINAL WHERE done = 1 GROUP BY tenant_id
+    UNION ALL SELECT tenant_id, max(issued), 0 FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 1
     UNION ALL SELECT tenant_id, 0, max(issued) FROM counters GROUP BY tenant_id
 )
 GROUP BY tenant_id HAVING max(shown) > sum(countable) ORDER BY tenant_id"""
@@ -141,6 +141,7 @@ def verify(
             _compare(store, start, end, report)
             report.days += (end - start).days
             progress(number, len(months))
+        report.conflicts = _conflicts(store, first, last)
     if since is None and until is None:
         report.differences += [
             Difference("exporter counter", tenant, None, int(wanted), int(found))
@@ -160,10 +161,13 @@ def _compare(store: Store, start: date, end: date, report: Report) -> None:
     dirty |= _dirty(store)  # an event may have come in between the two sides of a comparison
     report.differences += [entry for entry in found if (entry.tenant_id, entry.day) not in dirty]
     report.unsettled += sum(1 for _, day in dirty if start <= day < end)
-    room = MAX_CONFLICTS - len(report.conflicts)
-    if room:
-        rows = store.rows(_CONFLICTS, {**bounds, "limit": room}, {"max_bytes_before_external_group_by": 1024**3})
-        report.conflicts += [Conflict(*row) for row in rows]
+
+
+def _conflicts(store: Store, first: date, last: date) -> list[Conflict]:
+    """Over the whole range at once: the two times of an id may lie in two months. At most `MAX_CONFLICTS`."""
+    bounds = {"since": _timestamp(first), "until": _timestamp(last + timedelta(days=1)), "limit": MAX_CONFLICTS}
+    rows = store.rows(_CONFLICTS, bounds, {"max_bytes_before_external_group_by": 1024**3})
+    return [Conflict(*row) for row in rows]
 
 
 def _dirty(store: Store) -> set[tuple[str, date]]:

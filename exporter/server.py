@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.basic_auth import BasicAuth, TooManyChecksError
 from exporter.exposition import EMPTY
-from exporter.metrics import render_registry, require_no_tenant_family
+from exporter.metrics import ExporterMetrics, render_registry, require_no_tenant_family
 from exporter.negotiation import accepts_gzip, choose_format
 from exporter.refresher import Refresher
 from exporter.web_config import WebConfig
@@ -44,9 +44,11 @@ _SETTINGS: Final = web.RequestKey("settings", WebSettings)
 
 
 def build_app(
-    refresher: Refresher, registry: CollectorRegistry, web_config: WebConfig | None = None
+    refresher: Refresher | None, registry: CollectorRegistry, web_config: WebConfig | None = None
 ) -> web.Application:
     """The application; it starts and stops `refresher`. Run it with `exporter.runner.ExporterRunner`.
+
+    Without a refresher it serves what is on `registry` and no tenants: for a process that leaves them to another.
 
     For TLS, listen with `web_config.ssl_context()`. Raises ValueError if `registry` has a tenant family.
     """
@@ -60,9 +62,10 @@ def build_app(
 
 
 class _Pages:
-    def __init__(self, refresher: Refresher, registry: CollectorRegistry, web_config: WebConfig | None) -> None:
+    def __init__(self, refresher: Refresher | None, registry: CollectorRegistry, web_config: WebConfig | None) -> None:
         self._refresher = refresher
-        self._metrics = refresher.metrics
+        # Without tenants there is no `up` to show: it would say that the other process is down.
+        self._metrics = refresher.metrics if refresher else ExporterMetrics(CollectorRegistry(), "")
         self._registry = registry
         self._web_config = web_config
         self._basic_auth = BasicAuth()
@@ -75,10 +78,12 @@ class _Pages:
         }
 
     async def lifetime(self, _: web.Application) -> AsyncIterator[None]:
-        await self._refresher.start()
+        if self._refresher:
+            await self._refresher.start()
         yield
         self._basic_auth.close()
-        await self._refresher.stop()
+        if self._refresher:
+            await self._refresher.stop()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Every request comes here: credentials are asked for before anything else is told."""
@@ -116,7 +121,7 @@ class _Pages:
         return web.Response(text="Healthy\n")
 
     async def _ready(self, _: web.Request) -> web.StreamResponse:
-        if self._refresher.ready:
+        if self._refresher is None or self._refresher.ready:
             return web.Response(text="Ready\n")
         return web.Response(status=503, text="The store could not be read yet\n", headers={hdrs.RETRY_AFTER: "1"})
 
@@ -133,7 +138,7 @@ class _Pages:
         format_ = choose_format(_joined(request, hdrs.ACCEPT))
         gzip = accepts_gzip(_joined(request, hdrs.ACCEPT_ENCODING))
         self._metrics.scrapes.labels(format_.name.lower()).inc()
-        snapshot = self._refresher.snapshot()
+        snapshot = self._refresher.snapshot() if self._refresher else None
         body = EMPTY if snapshot is None else snapshot.bodies[format_]
         own = render_registry(self._registry, format_)
         parts = body.gzipped(own) if gzip else body.plain(own)
@@ -143,7 +148,8 @@ class _Pages:
         response.content_length = sum(map(len, parts))
         with suppress(ConnectionError):  # a client that left is its own affair
             await response.prepare(request)
-            if request.method == hdrs.METH_GET and await _write(request, response, parts) and snapshot is not None:
+            sent = request.method == hdrs.METH_GET and await _write(request, response, parts)
+            if sent and snapshot is not None and self._refresher is not None:
                 self._refresher.scraped(snapshot)
         return response
 

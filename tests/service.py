@@ -152,7 +152,7 @@ class Service:
 
     def get(self, path: str, tenant: str | None = "", token: str = "") -> tuple[int, Any]:
         """(status, body) of a GET with a token of `tenant`."""
-        headers = {"Authorization": f"Bearer {token or self.token(tenant)}"} if tenant or token else {}
+        headers = {"Authorization": f"Bearer {token or self.token(tenant or '')}"} if tenant or token else {}
         status, _, body = request("GET", self.url + path, headers)
         return status, json.loads(body)
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from clickhouse.epoch import ORPHAN_AFTER_SECONDS
 from clickhouse.errors import StoreError, StoreUnavailableError
 from clickhouse.event import Event
+from clickhouse.high_water import HighWater
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
+from clickhouse.totals import Totals
 from clickhouse.verify import verify
+from tests.conftest import empty
 from tests.oracle import Oracle
 from tests.rig import NOW, Rig
 
@@ -289,6 +294,7 @@ def test_erasing_an_agent_removes_its_rows_and_holds_the_counter(store: Store) -
     assert rig.totals.fleet().tokens_issued == before
     for table in ("events", "agent_slot", "agent_day"):
         assert store.rows(f"SELECT count() FROM {table} WHERE agent_id = 'agent-1' AND tenant_id = 'org-a'") == [(0,)]
+    assert store.rows("SELECT count() FROM removals WHERE agent_id != ''") == [(0,)]
     rig.writer.write([event(5000)])
     rig.upkeep.settle()
     assert rig.totals.fleet().tokens_issued == [before[0] + 1, before[1]]
@@ -346,4 +352,47 @@ def test_an_erasure_interrupted_anywhere_is_finished_by_the_next_start(
         return
     restarted.check(Oracle(one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")))
     assert restarted.totals.fleet().tokens_issued == before
+    assert verify(store).differences == []
+
+
+def test_a_restored_store_does_not_lower_a_counter(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "store.counters.json"
+    rig = Rig(store)
+    rig.writer.write(spread(50))
+    rig.upkeep.settle()
+    totals = Totals(store, clock=NOW.timestamp, high_water=HighWater(file))
+    assert totals.fleet().tokens_issued == [50]
+    empty(store)  # an older copy of the store, with less in it and no memory of what was published since
+    restored = Rig(store)
+    restored.writer.write(spread(20))
+    restored.upkeep.settle()
+    assert Totals(store, clock=NOW.timestamp, high_water=HighWater(file)).fleet().tokens_issued == [50]
+    assert restored.queries.trend(TenantId(A), NOW.date(), 90) == Oracle(spread(20)).trend(A, NOW.date(), 90)
+    file.write_text("{broken")
+    assert HighWater(file).counters == {}
+
+
+def test_the_same_retention_twice_at_once_adds_to_a_counter_once(store: Store) -> None:
+    rigs = [Rig(store), Rig(store)]
+    rigs[0].writer.write(spread(200))
+    rigs[0].upkeep.settle()
+    before = rigs[0].totals.fleet().tokens_issued
+    removed = [rig.removal for rig in rigs]
+    recorded = [removal._record for removal in removed]
+    both = threading.Barrier(2, timeout=30)
+
+    def wait_for_the_other(number: int, *arguments: object, **options: object) -> None:
+        if not options["done"]:
+            both.wait()
+        recorded[number](*arguments, **options)  # type: ignore[arg-type]
+
+    for number, removal in enumerate(removed):
+        removal._record = partial(wait_for_the_other, number)  # type: ignore[method-assign]
+    threads = [threading.Thread(target=removal.retain, args=(30, NOW)) for removal in removed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.insert("counters", ["tenant_id", "issued", "failed", "published"], [[A], [0], [0], [1]])
+    assert rigs[0].totals.fleet().tokens_issued == before
     assert verify(store).differences == []

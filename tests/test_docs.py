@@ -114,7 +114,7 @@ def test_every_option_of_every_command_is_in_the_configuration_with_its_variable
     assert set(documented) == set(real)
     for key, option in real.items():
         row = documented[key]
-        assert row[1] == f"`{option.envvar}`", key
+        assert row[1] == (f"`{option.envvar}`" if option.envvar else "none"), key
         default = option.show_default if isinstance(option.show_default, str) else option.default
         if option.is_flag:
             assert row[2] == "off", key

@@ -96,6 +96,9 @@ def test_every_option_has_a_variable_and_the_flag_wins(tmp_path: Path) -> None:
     for command in ("serve", "demo", "ingest", "verify", "migrate", "token", "erase"):
         text = run(command, "--help").stdout
         options = set(re.findall(r"(?<=\s)--([a-z-]+)", text)) - {"help"}
+        if command == "erase":  # what is destroyed comes from the command line only
+            assert "AGENTIDP_ANALYTICS_TENANT" not in text
+            options -= {"tenant", "agent"}
         for option in options:
             variable = "AGENTIDP_ANALYTICS_" + option.upper().replace("-", "_")
             assert variable in re.sub(r"\s+", "", text) or option in (
@@ -201,8 +204,10 @@ def test_api_and_exporter_as_two_processes_on_one_server(tmp_path: Path) -> None
         with Service(tmp_path / "api", "--only", "api", dsn=dsn) as api, exporter:
             assert api.post(events(30))[0] == 200
             wait_for(lambda: exporter.samples("agentidp_tenant_tokens_issued_total") == {"org-a": 30}, 30, exporter.log)
-            with pytest.raises(OSError):
-                request("GET", api.metrics_url + "/metrics", {})
+            own = request("GET", api.metrics_url + "/metrics", {})[2].decode()
+            assert "agentidp_analytics_ingest_events_accepted_total 30" in own
+            assert "agentidp_tenant_" not in own
+            assert not re.search("^agentidp_analytics_up", own, re.MULTILINE)
             with pytest.raises(OSError):
                 request("GET", exporter.url + "/healthz", {})
 

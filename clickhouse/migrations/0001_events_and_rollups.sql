@@ -108,12 +108,12 @@ CREATE TABLE IF NOT EXISTS removals
 (
     tenant_id String,
     removal_id UInt64,
-    agent_id String,
-    before DateTime('UTC'),
-    issued UInt64,
-    failed UInt64,
-    done UInt8
+    agent_id SimpleAggregateFunction(max, String),
+    before SimpleAggregateFunction(max, DateTime('UTC')),
+    issued SimpleAggregateFunction(max, UInt64),
+    failed SimpleAggregateFunction(max, UInt64),
+    done SimpleAggregateFunction(max, UInt8)
 )
-ENGINE = ReplacingMergeTree(done)
+ENGINE = AggregatingMergeTree
 ORDER BY (tenant_id, removal_id)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
