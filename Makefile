@@ -29,7 +29,7 @@ lint: install ## Formatting, lint and types
 	$(BIN)/mypy
 
 test: tools lint ## Everything that CI checks
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 torture: install ## kill -9 and recount for SECONDS (default 60), SEED to repeat a run
 	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))

@@ -47,8 +47,6 @@ _PENDING: Final = """
 SELECT tenant_id, removal_id, max(agent_id), toUnixTimestamp(max(before)), max(issued), max(failed)
 FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 0"""
 
-_FORGET_AGENT: Final = "ALTER TABLE {table} UPDATE agent_id = '' WHERE removal_id = {{removal:UInt64}}"
-
 
 class Removed(NamedTuple):
     """One tenant's part of a removal; `agent_id` "" stands for all agents, `before` (Unix seconds) 0 for all times."""
@@ -119,11 +117,10 @@ class Removal:
         self._record(removed, done=True)
         for entry in removed:
             if entry.agent_id:
-                self._store.command(
-                    _FORGET_AGENT.format(table=self._target("removals")),
-                    {"removal": entry.removal_id},
-                    mutations_sync=2,
+                forget = (
+                    f"ALTER TABLE {self._target('removals')} UPDATE agent_id = '' WHERE removal_id = {{removal:UInt64}}"
                 )
+                self._store.command(forget, {"removal": entry.removal_id}, mutations_sync=2)
 
     def _delete_before(self, before: int) -> None:
         with self._upkeep.paused():
