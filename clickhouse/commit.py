@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MAX_EVENTS_WAITING: Final = 200_000
 MAX_EVENTS_A_COMMIT: Final = 50_000
-LINGER_SECONDS: Final = 0.004
+LINGER_SECONDS: Final = 0.008
 _OVERLOADED: Final = "more events are waiting for the store than it can take; send them again later"
 
 
@@ -46,7 +46,8 @@ class GroupCommit:
         self._events_held = 0
         self._arrived = asyncio.Event()
         self._stopping = False
-        self._had_company = False
+        self._expected = 0  # senders in the last group
+        self._complete = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._committer: asyncio.Task[None] | None = None
 
@@ -78,6 +79,8 @@ class GroupCommit:
         self._events_held += len(events)
         self._queue.append(waiting)
         self._arrived.set()
+        if len(self._queue) >= self._expected:
+            self._complete.set()
         try:
             # Shielded: a sender that hangs up takes nothing back, its events may be in the insert already.
             await asyncio.wait_for(asyncio.shield(waiting.done), self._timeout)
@@ -87,16 +90,23 @@ class GroupCommit:
     async def _commit_for_ever(self) -> None:
         while True:
             await self._arrived.wait()
-            if self._had_company and not self._stopping:
-                await asyncio.sleep(LINGER_SECONDS)
+            if self._expected > 1 and not self._stopping:
+                await self._company()
             group = self._take()
-            self._had_company = len(group) > 1
+            self._expected = len(group)
             if group:
                 await self._commit(group)
             elif self._stopping:
                 return
             else:
                 self._arrived.clear()
+
+    async def _company(self) -> None:
+        """Waits until as many senders are back as the last group had, and not longer than `LINGER_SECONDS`."""
+        if len(self._queue) < self._expected:
+            self._complete.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._complete.wait(), LINGER_SECONDS)
 
     def _take(self) -> list[_Waiting]:
         events = taken = 0
