@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 import click
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -27,12 +26,13 @@ from clickhouse import commands
 from clickhouse.backfill import InputError
 from clickhouse.commit import GroupCommit
 from clickhouse.daily import DailyRound
-from clickhouse.demo_events import DemoFleet, demo_event, demo_fleet, fill, hourly_share
+from clickhouse.demo_events import DemoFleet, demo_fleet, demo_moment, fill
 from clickhouse.errors import StoreError, StoreSetupError
 from clickhouse.high_water import HighWater
 from clickhouse.keeper import Keeper
 from clickhouse.options import EXISTING_FILE, Address, Duration, option, options, store_options
 from clickhouse.queries import Queries
+from clickhouse.remote import RemoteWriter
 from clickhouse.totals import Totals
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
@@ -42,14 +42,13 @@ from exporter.web_config import WebConfig
 from exporter.web_settings import WebConfigError
 from query_api.app import build_app
 from query_api.dev_keys import DevKey, serve_key_set
-from query_api.keys import KeySet
 from query_api.logs import configure_logging
-from query_api.metrics import jwks_fetches
 from query_api.server import ApiServer
 from query_api.settings import ApiSettings, Limits, Rate
 from query_api.source_tokens import SourceTokensError
 from query_api.tls import TlsFilesError
-from query_api.verifier import DEFAULT_TOKEN_TYPES, Verifier, VerifierSettings
+from query_api.trust import Trust, verifying
+from query_api.verifier import DEFAULT_TOKEN_TYPES, Verifier
 
 logger = logging.getLogger("agentidp_analytics")
 
@@ -112,14 +111,7 @@ class Settings:
     cluster: str | None = None
     only: str | None = None
     api: ApiSettings
-    issuers: tuple[str, ...] = ()
-    audiences: frozenset[str] | None = None
-    jwks_urls: tuple[str, ...] = ()
-    algorithms: tuple[str, ...] = ("RS256",)
-    tenant_claim: str = "organization_id"
-    token_types: tuple[str, ...] = DEFAULT_TOKEN_TYPES
-    max_token_lifetime: float = 86400.0
-    required_scope: str | None = None
+    trust: Trust | None  # None: no query API in this process
     metrics_listen: tuple[str, int] = ("127.0.0.1", 9464)
     refresh_interval: float = 5.0
     max_tenants: int = 10_000
@@ -139,13 +131,6 @@ def settings_from(values: dict[str, Any]) -> Settings:
     if with_api:
         _require(values, "issuer", "--no-issuer-check", "the expected iss of the tokens")
         _require(values, "audience", "--no-audience-check", "the expected aud of the tokens")
-        urls, issuers = values["jwks_url"], values["issuer"]
-        if not urls:
-            raise click.UsageError("--jwks-url is missing; give the URL of the issuer's key set")
-        if len(urls) > 1 and len(urls) != len(issuers):
-            raise click.UsageError(
-                f"--jwks-url is given {len(urls)} times for {len(issuers)} --issuer; give it once, or once for each"
-            )
     try:
         api = ApiSettings(
             host=values["listen"][0],
@@ -159,6 +144,7 @@ def settings_from(values: dict[str, Any]) -> Settings:
                 source_events=_rate(values["source_event_rate_limit"]),
             ),
         )
+        trust = _trust(values) if with_api else None
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     return Settings(
@@ -166,6 +152,18 @@ def settings_from(values: dict[str, Any]) -> Settings:
         cluster=values["cluster"],
         only=values["only"],
         api=api,
+        trust=trust,
+        metrics_listen=values["metrics_listen"],
+        refresh_interval=values["refresh_interval"],
+        max_tenants=values["max_tenants"],
+        zero_hold=values["zero_hold"],
+        retention_days=values["retention_days"],
+        web_config_file=values["web_config_file"],
+    )
+
+
+def _trust(values: dict[str, Any]) -> Trust:
+    return Trust(
         issuers=tuple(values["issuer"]),
         audiences=None if values["no_audience_check"] else frozenset(values["audience"]),
         jwks_urls=tuple(values["jwks_url"]),
@@ -174,12 +172,6 @@ def settings_from(values: dict[str, Any]) -> Settings:
         token_types=_list(values["token_types"]),
         max_token_lifetime=values["max_token_lifetime"],
         required_scope=values["required_scope"],
-        metrics_listen=values["metrics_listen"],
-        refresh_interval=values["refresh_interval"],
-        max_tenants=values["max_tenants"],
-        zero_hold=values["zero_hold"],
-        retention_days=values["retention_days"],
-        web_config_file=values["web_config_file"],
     )
 
 
@@ -209,7 +201,12 @@ async def running(settings: Settings) -> AsyncIterator[Keeper]:
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
     async with contextlib.AsyncExitStack() as stack:
-        verifier = await _verifier(settings, registry, stack) if settings.only != "exporter" else None
+        verifier = None
+        if settings.trust is not None:
+            try:
+                verifier = await stack.enter_async_context(verifying(settings.trust, registry))
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
         # An exporter of its own neither writes nor recounts: metrics of that would be zeros that look like silence.
         store_registry = registry if verifier is not None else CollectorRegistry()
         keeper = stack.enter_context(await asyncio.to_thread(Keeper, settings.dsn, settings.cluster, store_registry))
@@ -257,37 +254,6 @@ async def _start_api(
         clock=time.time,
     )
     _in_background(stack, _every_day(daily))
-
-
-async def _verifier(settings: Settings, registry: CollectorRegistry, stack: contextlib.AsyncExitStack) -> Verifier:
-    session = await stack.enter_async_context(aiohttp.ClientSession())
-    fetches = jwks_fetches(registry)
-    try:
-        key_sets = [
-            KeySet(session, url, algorithms=settings.algorithms, on_fetch=fetches) for url in settings.jwks_urls
-        ]
-        if settings.issuers:
-            one_for_each = key_sets if len(key_sets) > 1 else key_sets * len(settings.issuers)
-            issuers: dict[str, KeySet] | KeySet = dict(zip(settings.issuers, one_for_each, strict=True))
-        else:
-            issuers = key_sets[0]
-        verifier = Verifier(
-            VerifierSettings(
-                issuers=issuers,
-                audiences=settings.audiences,
-                algorithms=settings.algorithms,
-                tenant_claim=settings.tenant_claim,
-                token_types=settings.token_types,
-                max_token_lifetime=settings.max_token_lifetime,
-                required_scope=settings.required_scope,
-            )
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    for key_set in key_sets:
-        await key_set.start()
-        stack.push_async_callback(key_set.close)
-    return verifier
 
 
 async def _start_exporter(
@@ -415,8 +381,7 @@ def demo(
     settings = Settings(
         dsn=f"chdb://{directory / 'store'}",
         api=ApiSettings(host=listen[0], port=listen[1], ingest_token_file=token_file),
-        issuers=(DEMO_ISSUER,),
-        audiences=frozenset({DEMO_AUDIENCE}),
+        trust=None,
         metrics_listen=metrics_listen,
         refresh_interval=refresh_interval,
         max_tenants=max_tenants,
@@ -442,30 +407,23 @@ async def _demo(settings: Settings, key: DevKey, ingest_token: str) -> None:
         jwks_url = await stack.enter_async_context(serve_key_set(key))
         with Keeper(settings.dsn, None, CollectorRegistry()) as keeper:
             events = await asyncio.to_thread(fill, keeper, fleet)
-        await stack.enter_async_context(running(replace(settings, jwks_urls=(jwks_url,))))
-        _in_background(stack, _live_events(fleet, settings.api, ingest_token))
+        trust = Trust(issuers=(DEMO_ISSUER,), audiences=frozenset({DEMO_AUDIENCE}), jwks_urls=(jwks_url,))
+        await stack.enter_async_context(running(replace(settings, trust=trust)))
+        api = f"http://{_authority(settings.api.host, settings.api.port)}"
+        _in_background(stack, _live_events(fleet, RemoteWriter(api, ingest_token)))
         click.echo(f"\n{events:,} events of 90 days are in; ready after {time.monotonic() - started:.1f} s.")
         click.echo(_demo_text(settings, key, fleet))
         await _until_signalled()
         click.echo("stopping ...")
 
 
-async def _live_events(fleet: DemoFleet, api: ApiSettings, ingest_token: str) -> None:
+async def _live_events(fleet: DemoFleet, remote: RemoteWriter) -> None:
     """Posts events as a provider would, at a few a second."""
     pick = random.Random()  # noqa: S311 - made-up data, no secret
-    agents = [agent for agent in fleet.agents if agent.tenant_id != fleet.silent_tenant]
-    url = f"http://{_authority(api.host, api.port)}/api/v1/events"
-    headers = {"Authorization": f"Bearer {ingest_token}"}
-    async with aiohttp.ClientSession(headers=headers) as session:
-        while True:
-            now = datetime.now(UTC)
-            weights = [agent.tokens_a_day**0.5 * (0.2 + hourly_share(now, agent.night)) for agent in agents]
-            chosen = pick.choices(agents, weights, k=pick.randint(1, 6))
-            events = [demo_event(pick, agent, int(now.timestamp() * 1000))._asdict() for agent in chosen]
-            with contextlib.suppress(aiohttp.ClientError):
-                async with session.post(url, json=events) as response:
-                    await response.read()
-            await asyncio.sleep(1)
+    while True:
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(remote.write, demo_moment(fleet, pick, datetime.now(UTC)))
+        await asyncio.sleep(1)
 
 
 def _authority(host: str, port: int) -> str:

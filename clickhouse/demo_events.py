@@ -107,6 +107,14 @@ def demo_event(pick: random.Random, agent: DemoAgent, issued_at_ms: int) -> Even
     )
 
 
+def demo_moment(fleet: DemoFleet, pick: random.Random, now: datetime) -> list[Event]:
+    """A few events of this moment, from agents that are likely to be busy; none of the silent tenant."""
+    agents = [agent for agent in fleet.agents if agent.tenant_id != fleet.silent_tenant]
+    weights = [agent.tokens_a_day**0.5 * (0.2 + hourly_share(now, agent.night)) for agent in agents]
+    chosen = pick.choices(agents, weights, k=pick.randint(1, 6))
+    return [demo_event(pick, agent, int(now.timestamp() * 1000)) for agent in chosen]
+
+
 def hourly_share(hour: datetime, night: float) -> float:
     """Share of a weekday's tokens in one hour: a bell around 13:00 on weekdays, `night` of its mean otherwise."""
     bell = math.exp(-(((hour.hour - 13) / 4) ** 2))

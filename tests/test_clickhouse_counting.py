@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
+from freezegun import freeze_time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clickhouse.event import Event, parse_event
 from clickhouse.store import Store
-from clickhouse.totals import Totals
 from tests.conftest import empty
 from tests.oracle import Oracle
 from tests.rig import Rig
@@ -90,7 +91,11 @@ def test_the_answers_of_a_server_equal_the_naive_count(
 
 def _check(store: Store, history: tuple[datetime, list[list[Event]]], settled: list[bool], span: int) -> None:
     now, batches = history
-    rig = Rig(empty(store))
+    with freeze_time(now):
+        _check_at(now, Rig(empty(store), clock=time.time), batches, settled, span)
+
+
+def _check_at(now: datetime, rig: Rig, batches: list[list[Event]], settled: list[bool], span: int) -> None:
     oracle = Oracle()
     for batch, settle in zip(batches, settled, strict=False):
         rig.writer.write(batch)
@@ -100,7 +105,7 @@ def _check(store: Store, history: tuple[datetime, list[list[Event]]], settled: l
     rig.check(oracle, now, [span])
     rig.upkeep.settle()
     rig.check(oracle, now)
-    fleet = Totals(store, clock=now.timestamp).fleet()
+    fleet = rig.totals.fleet()
     assert fleet.tenant_id == oracle.tenants()
     assert fleet.tokens_issued == [oracle.total(tenant) for tenant in fleet.tenant_id]
     assert fleet.token_failures == [oracle.failures(tenant) for tenant in fleet.tenant_id]

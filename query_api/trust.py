@@ -1,0 +1,70 @@
+"""Trust: whose tokens are accepted, and the verifier that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+from prometheus_client import CollectorRegistry
+
+from query_api.keys import KeySet
+from query_api.metrics import jwks_fetches
+from query_api.verifier import DEFAULT_TOKEN_TYPES, Verifier, VerifierSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """Settings of the token check, as the command line gives them.
+
+    No `issuers`, or `audiences` of None, give that check up. One of `jwks_urls` serves all issuers, several serve one
+    each, in order. `max_token_lifetime` is in seconds.
+    """
+
+    issuers: tuple[str, ...]
+    audiences: frozenset[str] | None
+    jwks_urls: tuple[str, ...]
+    algorithms: tuple[str, ...] = ("RS256",)
+    tenant_claim: str = "organization_id"
+    token_types: tuple[str, ...] = DEFAULT_TOKEN_TYPES
+    max_token_lifetime: float = 24 * 3600
+    required_scope: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number of key sets that cannot be matched with the issuers."""
+        if not self.jwks_urls:
+            raise ValueError("--jwks-url is missing; give the URL of the issuer's key set")
+        if len(self.jwks_urls) > 1 and len(self.jwks_urls) != len(self.issuers):
+            raise ValueError(
+                f"--jwks-url is given {len(self.jwks_urls)} times for {len(self.issuers)} --issuer; "
+                "give it once, or once for each"
+            )
+
+
+@asynccontextmanager
+async def verifying(trust: Trust, registry: CollectorRegistry) -> AsyncIterator[Verifier]:
+    """A verifier whose key sets are kept fresh until the block is left. Raises ValueError naming a wrong setting."""
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        on_fetch = jwks_fetches(registry)
+        key_sets = [KeySet(session, url, algorithms=trust.algorithms, on_fetch=on_fetch) for url in trust.jwks_urls]
+        issuers: dict[str, KeySet] | KeySet = key_sets[0]
+        if trust.issuers:
+            one_for_each = key_sets if len(key_sets) > 1 else key_sets * len(trust.issuers)
+            issuers = dict(zip(trust.issuers, one_for_each, strict=True))
+        verifier = Verifier(
+            VerifierSettings(
+                issuers=issuers,
+                audiences=trust.audiences,
+                algorithms=trust.algorithms,
+                tenant_claim=trust.tenant_claim,
+                token_types=trust.token_types,
+                max_token_lifetime=trust.max_token_lifetime,
+                required_scope=trust.required_scope,
+            )
+        )
+        for key_set in key_sets:
+            await key_set.start()
+            stack.push_async_callback(key_set.close)
+        yield verifier
