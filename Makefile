@@ -37,6 +37,7 @@ torture: install ## kill -9 and recount for SECONDS (default 60), SEED to repeat
 bench: install ## Ratios, measured side by side
 	$(BIN)/python -m bench.exporter
 	$(BIN)/python -m bench.commit
+	$(BIN)/python -m bench.attack
 	$(BIN)/python -m bench.flatness
 
 lock: ## Write requirements-dev.lock anew from pyproject.toml
