@@ -105,7 +105,11 @@ class Queries:
     def _ask(self, question: _Question, tenant: TenantId, since: date, until: date) -> list[tuple[Any, ...]]:
         if not isinstance(tenant, TenantId):
             raise TypeError("a question needs a TenantId: an unchecked tenant could be somebody else's")
-        fence = {"additional_table_filters": tenant_fence(tenant, is_cluster=self._store.cluster is not None)}
+        fence = {
+            "additional_table_filters": tenant_fence(tenant, is_cluster=self._store.cluster is not None),
+            # Nobody waits longer for it (ApiSettings.query_seconds); a thread that goes on would be lost to others.
+            "max_execution_time": 30,
+        }
         parameters: dict[str, Any] = {"tenant": str(tenant), "since": _timestamp(since), "until": _timestamp(until)}
         dirty = [slot for (slot,) in self._store.rows(_DIRTY_SLOTS, parameters, fence)]
         statement = question.with_tail if dirty else question.clean
