@@ -502,6 +502,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. A wrong setting ends with one line and exit 2, a store that fails with one line and exit 1."""
     try:
         cli.main(args=arguments, prog_name="agentidp-analytics", standalone_mode=False, obj=_configure_logging)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        raise SystemExit(2) from None
     except click.ClickException as error:
         _end(error.format_message(), 2)
     except (StoreSetupError, SourceTokensError, TlsFilesError, WebConfigError) as error:

@@ -50,6 +50,13 @@ def ingest(
     token_file: Path | None,
 ) -> None:
     """Backfills NDJSON FILES (.gz and .zst too, - for standard input); run it again to resume."""
+    for path in files:
+        if path != "-" and not Path(path).is_file():
+            raise click.UsageError(f"{path} is not a file that can be read; give NDJSON files, or - for standard input")
+        if path != "-" and rejects and rejects.exists() and rejects.samefile(path):
+            raise click.UsageError(
+                f"--rejects {rejects} is the input itself, which it would overwrite; give another file"
+            )
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(_opened(rejects)) if rejects else None
         progress = stack.enter_context(Progress())
@@ -100,7 +107,7 @@ def _opened(rejects: Path) -> IO[str]:
 @store_options
 def export_command(dsn: str, cluster: str | None) -> None:
     """Writes every event as NDJSON to standard output, for `ingest` elsewhere."""
-    with Keeper(dsn, cluster, CollectorRegistry()) as keeper:
+    with Keeper(dsn, cluster, CollectorRegistry(), create=False) as keeper:
         for lines in export(keeper.store):
             sys.stdout.buffer.write(lines)
 
@@ -116,7 +123,7 @@ def verify_command(
     until: datetime | None,
 ) -> None:
     """Recounts raw events against the rollups and the exporter's totals; exit 1 and a table when they differ."""
-    with Progress() as progress, Keeper(dsn, cluster, CollectorRegistry()) as keeper:
+    with Progress() as progress, Keeper(dsn, cluster, CollectorRegistry(), create=False) as keeper:
         keeper.upkeep.repair()
         keeper.removal.resume()
         report = verify(
@@ -155,7 +162,7 @@ def _print_report(report: Report) -> None:
 @click.option("--agent", help="Erase only this agent of the tenant.")
 def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None) -> None:
     """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls."""
-    with Keeper(dsn, cluster, CollectorRegistry()) as keeper:
+    with Keeper(dsn, cluster, CollectorRegistry(), create=False) as keeper:
         keeper.upkeep.repair()
         keeper.removal.resume()
         removed = keeper.removal.erase(tenant_option(tenant), agent, datetime.now(UTC))

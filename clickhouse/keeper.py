@@ -25,10 +25,13 @@ SERVER_CLOCK_SKEW_SECONDS: Final = 2.0
 class Keeper:
     """Everything that lives once in a process, whatever faces it has."""
 
-    def __init__(self, dsn: str, cluster: str | None, registry: CollectorRegistry) -> None:
-        """Opens the store. The embedded one is migrated, a server must be. Raises StoreError."""
-        self.store = Store(dsn, cluster=cluster)
-        if self.store.embedded:
+    def __init__(self, dsn: str, cluster: str | None, registry: CollectorRegistry, *, create: bool = True) -> None:
+        """Opens the store. The embedded one is made and migrated if `create`; a server must have its schema.
+
+        Raises StoreError.
+        """
+        self.store = Store(dsn, cluster=cluster, create=create)
+        if self.store.embedded and create:
             applied = schema.migrate(self.store)
             if applied:
                 logger.info("schema of %s brought to %s", self.store.address, applied[-1])

@@ -50,7 +50,9 @@ class Store:
     arrangement. Raises StoreInUseError, StoreSetupError or StoreUnavailableError when it cannot be opened.
     """
 
-    def __init__(self, dsn: str, *, cluster: str | None = None, insert_timeout: int = INSERT_SECONDS) -> None:
+    def __init__(
+        self, dsn: str, *, cluster: str | None = None, insert_timeout: int = INSERT_SECONDS, create: bool = True
+    ) -> None:
         self.dsn = dsn
         self.cluster = cluster
         self.embedded = dsn.startswith("chdb:")
@@ -62,7 +64,7 @@ class Store:
         self._closed = False
         self._table_types: dict[str, dict[str, str]] = {}
         if self.embedded:
-            _prepare_directory(dsn)
+            _prepare_directory(dsn, create=create)
         elif urlsplit(dsn).scheme not in _SERVER_SCHEMES:
             raise StoreSetupError(
                 f"--dsn {self.address} names no store: give chdb:///absolute/path, clickhouse(s)://host/database "
@@ -219,6 +221,8 @@ def quote_name(name: str | None) -> str:
 
 def redact(dsn: str) -> str:
     """A DSN without user, password and query string."""
+    if "://" not in dsn:
+        return dsn
     parts = urlsplit(dsn)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -233,12 +237,14 @@ def redact_text(text: str, dsn: str) -> str:
     return text.replace(password, "***") if len(password) >= _SHORTEST_SECRET else text
 
 
-def _prepare_directory(dsn: str) -> None:
+def _prepare_directory(dsn: str, *, create: bool) -> None:
     path = Path(urlsplit(dsn).path)
     if not path.is_absolute():
         raise StoreSetupError(
             f"--dsn {dsn}: an embedded store needs an absolute path, such as chdb:///var/lib/agentidp"
         )
+    if not create and not path.is_dir():
+        raise StoreSetupError(f"--dsn {dsn} does not exist; name the directory that serve or ingest writes to")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -75,7 +75,8 @@ def _json_entries(body: bytes) -> list[Any]:
     value = _document(body)
     if isinstance(value, list):
         return value
-    if isinstance(value, dict) and "events" in value:
+    # With an event_id it is an event, and `events` one of the unknown fields that are ignored.
+    if isinstance(value, dict) and "events" in value and "event_id" not in value:
         if isinstance(value, AmbiguousObject):
             raise invalid("The body's object names a member twice.", pointer="")
         if not isinstance(value["events"], list):

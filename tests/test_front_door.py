@@ -160,7 +160,9 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
     ("name", "content"),
     [
         ("cut.ndjson.gz", gzip.compress(ndjson(events(500)))[:-20]),
-        ("cut.ndjson.zst", b"\x28\xb5\x2f\xfdbroken"),
+        ("cut.ndjson.zst", zstandard.compress(ndjson(events(500)))[:-20]),
+        ("two-bytes.ndjson.zst", b"\x28\xb5"),
+        ("broken.ndjson.zst", b"\x28\xb5\x2f\xfdbroken"),
         ("none.ndjson", None),
     ],
 )
@@ -168,7 +170,7 @@ def test_a_file_that_cannot_be_read_ends_with_its_name(tmp_path: Path, name: str
     if content is not None:
         (tmp_path / name).write_bytes(content)
     ended = run("ingest", "--dsn", f"chdb://{tmp_path / 'store'}", str(tmp_path / name))
-    assert ended.returncode == 1
+    assert ended.returncode == (2 if content is None else 1)
     assert name in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
 
@@ -281,6 +283,7 @@ def test_a_bad_body_changes_nothing_and_the_process_lives(tmp_path: Path) -> Non
         assert answer["accepted"] == 1
         assert {entry["index"] for entry in answer["rejected"]} == {1}
         assert service.get("/api/v1/analytics/tokens?days=1", "org-a")[1]["data"][0]["count"] == 1
+        assert service.post(events(1)[0] | {"events": "an unknown field"}) == (200, {"accepted": 1, "rejected": []})
 
 
 def test_the_demo_shows_its_stories_with_the_printed_lines(tmp_path: Path) -> None:
@@ -367,3 +370,40 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
     finally:
         serving.terminate()
         assert serving.wait(30) == 0
+
+
+def test_a_mistyped_store_is_neither_made_nor_found_in_order(tmp_path: Path) -> None:
+    for command in (["verify"], ["export"], ["erase", "--tenant", "org-a"]):
+        ended = run(*command, "--dsn", f"chdb://{tmp_path / 'typo'}")
+        assert (ended.returncode, "does not exist" in ended.stderr) == (2, True), ended.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_rejects_never_overwrite_the_input_and_keep_every_byte(tmp_path: Path) -> None:
+    source, link = tmp_path / "in.ndjson", tmp_path / "link.ndjson"
+    twice = ndjson(events(1)).replace(b'"agent_id"', b'"agent_id": "other", "agent_id"')
+    source.write_bytes(b"\xff\n" + twice)
+    link.symlink_to(source)
+    dsn = f"chdb://{tmp_path / 'store'}"
+    ended = run("ingest", "--dsn", dsn, "--rejects", str(link), str(source))
+    assert (ended.returncode, "--rejects" in ended.stderr) == (2, True)
+    assert source.stat().st_size > 0
+    rejects = tmp_path / "rejects"
+    assert run("ingest", "--dsn", dsn, "--rejects", str(rejects), str(source)).returncode == 1
+    kept = [json.loads(line)["text"] for line in rejects.read_text().splitlines()]
+    assert [text.encode("utf-8", "surrogateescape") for text in kept] == [b"\xff", twice.rstrip()]
+
+
+def test_several_zst_frames_in_a_file_are_all_read(tmp_path: Path) -> None:
+    frames = b"".join(zstandard.compress(ndjson(events(20, f"org-{number}"))) for number in range(3))
+    (tmp_path / "frames.ndjson.zst").write_bytes(frames)
+    assert (
+        "accepted 60"
+        in run("ingest", "--dsn", f"chdb://{tmp_path / 'store'}", str(tmp_path / "frames.ndjson.zst")).stdout
+    )
+
+
+def test_without_a_command_there_is_help() -> None:
+    ended = run()
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) > 10
