@@ -179,7 +179,7 @@ async def _ignore_expectation(_: web.Request) -> None:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers[hdrs.SERVER] = "agentidp-analytics"  # not the versions of what it is made of
+    response.headers.pop(hdrs.SERVER, None)  # names the versions of what this is made of
     settings = request.get(_SETTINGS)
     if settings is not None:
         response.headers.update(settings.headers)
