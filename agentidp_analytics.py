@@ -195,7 +195,7 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Keeper]:
+async def running(settings: Settings) -> AsyncIterator[None]:
     """Serves as `settings` say until the block is left; then drains: requests are finished, their events stored."""
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -213,7 +213,7 @@ async def running(settings: Settings) -> AsyncIterator[Keeper]:
         if verifier is not None:
             await _start_api(settings, keeper, verifier, registry, stack)
         await _start_exporter(settings, keeper, registry, stack)
-        yield keeper
+        yield
 
 
 async def _start_api(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from typing import Final
 
 SLOT_MS: Final = 15 * 60 * 1000
@@ -28,6 +29,11 @@ Slot = tuple[str, int]  # tenant_id, start of the 15 minutes in seconds since th
 def slot_start(issued_at_ms: int) -> int:
     """Start of the 15-minute slot (UTC), in seconds, of a moment in milliseconds."""
     return issued_at_ms // SLOT_MS * (SLOT_MS // 1000)
+
+
+def day_start(day: date) -> int:
+    """Start of a UTC day, in seconds since the epoch."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
 
 
 def new_epoch_id(now_ms: int) -> int:
@@ -65,8 +71,7 @@ class Epochs:
         """The epoch to write under; `leave` must follow."""
         with self._condition:
             if self._current is not None and monotonic - self._current.opened > MAX_OPEN_SECONDS:
-                self._sealed.append(self._current)
-                self._current = None
+                self.seal()
             if self._current is None:
                 self._current = Epoch(new_epoch_id(now_ms), monotonic)
                 self._condition.notify_all()
@@ -132,10 +137,12 @@ class Epochs:
     def own_ids(self) -> set[int]:
         """Ids of this process's epochs."""
         with self._condition:
-            return {epoch.id for epoch in self._sealed} | ({self._current.id} if self._current else set())
+            return {epoch.id for epoch in self._open()}
 
     def dirty_slots(self) -> int:
         """How many slots this process has marked and not yet recomputed."""
         with self._condition:
-            open_epochs = [*self._sealed, *([self._current] if self._current else [])]
-            return sum(len(epoch.marked) for epoch in open_epochs)
+            return sum(len(epoch.marked) for epoch in self._open())
+
+    def _open(self) -> list[Epoch]:
+        return [*self._sealed, self._current] if self._current else self._sealed

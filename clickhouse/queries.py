@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any, Final, NamedTuple
 
+from clickhouse.epoch import day_start
 from clickhouse.rollups import COUNTED_EVENTS
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
@@ -110,7 +111,7 @@ class Queries:
             # Nobody waits longer for it (ApiSettings.query_seconds); a thread that goes on would be lost to others.
             "max_execution_time": 30,
         }
-        parameters: dict[str, Any] = {"tenant": str(tenant), "since": _timestamp(since), "until": _timestamp(until)}
+        parameters: dict[str, Any] = {"tenant": str(tenant), "since": day_start(since), "until": day_start(until)}
         dirty = [slot for (slot,) in self._store.rows(_DIRTY_SLOTS, parameters, fence)]
         statement = question.with_tail if dirty else question.clean
         return self._store.rows(statement, {**parameters, "dirty": dirty}, fence)
@@ -125,7 +126,3 @@ def tenant_fence(tenant: TenantId, *, is_cluster: bool = False) -> str:
     condition = f"tenant_id = '{TenantId(tenant)}'".replace("'", "\\'")
     tables = [*_TENANT_TABLES, *(f"{table}_local" for table in _TENANT_TABLES if is_cluster)]
     return "{" + ", ".join(f"'{table}': '{condition}'" for table in tables) + "}"
-
-
-def _timestamp(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())

@@ -107,9 +107,7 @@ class Upkeep:
                     self._stopping.wait(
                         min(max(self._pause_seconds, self._last_seconds / _DUTY), _LONGEST_PAUSE_SECONDS)
                     )
-                    self._epochs.seal()
-                    self._epochs.wait_until_landed(self._store.insert_timeout)
-                    self._work()
+                    self.settle()
             except StoreError as error:
                 self._metrics.recompute_failures.inc()
                 logger.warning("recompute failed, will be tried again: %s", error)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any, Final, NamedTuple
 
+from clickhouse.epoch import day_start
 from clickhouse.rollups import COUNTED_EVENTS
 from clickhouse.store import Store
 
@@ -151,7 +152,7 @@ def verify(
 
 
 def _compare(store: Store, start: date, end: date, report: Report) -> None:
-    bounds = {"since": _timestamp(start), "until": _timestamp(end)}
+    bounds = {"since": day_start(start), "until": day_start(end)}
     dirty = _dirty(store)
     found = [
         Difference(table, tenant, day, int(wanted), int(counted))
@@ -165,7 +166,7 @@ def _compare(store: Store, start: date, end: date, report: Report) -> None:
 
 def _conflicts(store: Store, first: date, last: date) -> list[Conflict]:
     """Over the whole range at once: the two times of an id may lie in two months. At most `MAX_CONFLICTS`."""
-    bounds = {"since": _timestamp(first), "until": _timestamp(last + timedelta(days=1)), "limit": MAX_CONFLICTS}
+    bounds = {"since": day_start(first), "until": day_start(last + timedelta(days=1)), "limit": MAX_CONFLICTS}
     rows = store.rows(_CONFLICTS, bounds, {"max_bytes_before_external_group_by": 1024**3})
     return [Conflict(*row) for row in rows]
 
@@ -183,10 +184,6 @@ def _months(first: date, last: date) -> Sequence[tuple[date, date]]:
         stretches.append((start, end))
         start = end
     return stretches
-
-
-def _timestamp(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
 
 
 def table_of(report: Report) -> list[tuple[Any, ...]]:
