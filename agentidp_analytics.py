@@ -232,7 +232,7 @@ async def _start_api(
     api = build_app(
         settings.api,
         verifier=verifier,
-        questions=Queries(keeper.store),
+        questions=Queries(keeper.store, settings.api.query_seconds),
         inlet=commit,
         readiness=keeper,
         registry=registry,

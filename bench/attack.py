@@ -4,12 +4,14 @@
 
 1. 50 tokens with unknown keys a second while the issuer's key set endpoint hangs.
 2. One tenant asks over 32 connections as fast as it can; the others go on asking at their pace.
+3. One source sends bodies made to hurt over 8 connections: 50,000 empty events in 300 bytes, ten megabytes of brackets.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import statistics
 import tempfile
 import time
@@ -17,11 +19,19 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tests.service import Service
+import aiohttp
+
+from tests.service import INGEST_TOKEN, Service
 from tests.tokens import Attack, Issuer, JwksServer, bearer, send
 
 PATH = "/api/v1/analytics/tokens?days=90"
 FLOOD_CONNECTIONS = 32
+HOSTILE_CONNECTIONS = 8
+HOSTILE_BODIES = {
+    "50,000 empty events": gzip.compress(b"[" + b",".join([b"{}"] * 50_000) + b"]"),
+    "10 MB of brackets": gzip.compress(b"[" + b"[]," * 3_300_000 + b"[]]"),
+    "a million values in an ignored field": gzip.compress(b'{"x":[' + b"[]," * 490_000 + b"[]]}"),
+}
 UNKNOWN_A_SECOND = 50
 
 Ask = Callable[[str], Awaitable[int]]
@@ -64,6 +74,7 @@ async def main() -> None:
                 await median_of(ask, tokens, 1)
                 await hanging(ask, issuer, jwks, tokens, seconds)
                 await flooded(ask, issuer, tokens, seconds)
+                await hostile_bodies(ask, service, tokens, seconds)
             finally:
                 jwks.open.set()
                 await asyncio.to_thread(service.stop)
@@ -83,6 +94,36 @@ def fill(service: Service) -> None:
         ]
         for start in range(0, len(rows), 10_000):
             assert service.post(rows[start : start + 10_000])[0] == 200
+
+
+async def hostile_bodies(ask: Ask, service: Service, tokens: list[str], seconds: float) -> None:
+    headers = {"Authorization": f"Bearer {INGEST_TOKEN}", "Content-Type": "application/json"}
+    for name, body in HOSTILE_BODIES.items():
+        calm = await median_of(ask, tokens, seconds)
+        stop = asyncio.Event()
+        answers: dict[int, int] = {}
+
+        async def attack(session: aiohttp.ClientSession, body: bytes = body) -> None:
+            while not stop.is_set():  # noqa: B023 - the task ends with the loop's turn
+                packed = headers | {"Content-Encoding": "gzip"}
+                async with session.post(f"{service.url}/api/v1/events", data=body, headers=packed) as answer:
+                    await answer.read()
+                    answers[answer.status] = answers.get(answer.status, 0) + 1  # noqa: B023
+
+        async with aiohttp.ClientSession() as session:
+            attackers = [asyncio.create_task(attack(session)) for _ in range(HOSTILE_CONNECTIONS)]
+            attacked = await median_of(ask, tokens, seconds)
+            stop.set()
+            await asyncio.gather(*attackers)
+        print(
+            f"{name} over {HOSTILE_CONNECTIONS} connections ({answers}): the others' median {calm * 1000:.1f} ms "
+            f"before, {attacked * 1000:.1f} ms during, ratio {attacked / calm:.2f}; {peak_mib(service.pid)} MiB at most"
+        )
+
+
+def peak_mib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
 async def hanging(ask: Ask, issuer: Issuer, jwks: JwksServer, tokens: list[str], seconds: float) -> None:

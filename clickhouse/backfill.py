@@ -15,10 +15,10 @@ from typing import IO, Any, BinaryIO, Final, NamedTuple
 import zstandard
 from isal import igzip
 
-from clickhouse.event import Event, EventRejectedError, FieldError, parse_event
+from clickhouse.event import Event, EventRejectedError, FieldError
+from query_api.batch import MAX_LINE_BYTES, read_line
 
 EVENTS_A_BATCH: Final = 50_000
-MAX_LINE_BYTES: Final = 1_000_000
 WRITERS: Final = 2
 _PACKED_BYTES: Final = 64 * 1024
 
@@ -98,41 +98,15 @@ def backfill(
 
 def _events(path: str, tally: Tally, now_ms: Callable[[], int], on_reject: Callable[[Reject], None]) -> Iterator[Event]:
     for number, line in enumerate(_lines(path, tally), start=1):
-        if not line.strip():
+        if line.isspace():
             continue
         try:
-            yield parse_line(line, now_ms())
+            yield read_line(line, now_ms())
         except EventRejectedError as error:
             tally.rejected += 1
             for reason in error.errors:
                 tally.codes[reason.code] = tally.codes.get(reason.code, 0) + 1
             on_reject(Reject(path, number, error.errors, line.decode("utf-8", "surrogateescape").rstrip("\r\n")))
-
-
-def parse_line(line: bytes, now_ms: int) -> Event:
-    """One NDJSON line as an event. Raises EventRejectedError."""
-    if len(line) > MAX_LINE_BYTES:
-        raise EventRejectedError([FieldError("", "length", f"a line is at most {MAX_LINE_BYTES} bytes long")])
-    try:
-        value = json.loads(
-            line.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats
-        )
-    except (ValueError, RecursionError):
-        raise EventRejectedError(
-            [FieldError("", "json", "the line is not a JSON value, or names a member twice")]
-        ) from None
-    return parse_event(value, now_ms)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _without_repeats(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) < len(members):  # which of the two agents got the token? The ingest endpoint refuses this as well
-        raise ValueError("an object names a member twice")
-    return found
 
 
 def _lines(path: str, tally: Tally) -> Iterator[bytes]:

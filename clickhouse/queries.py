@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -70,10 +72,16 @@ _ACTIVITY: Final = _Question.over(
     _ALL_SLOTS,
 )
 _AGENTS: Final = _Question.over(
-    "SELECT agent, sum(issued) AS count FROM ({rollup}) GROUP BY agent HAVING count > 0 ORDER BY count DESC, agent",
+    "SELECT agent, sum(issued) AS count FROM ({rollup}) GROUP BY agent "
+    # The first page comes after a count that nobody has.
+    "HAVING count > 0 AND (count, {after_agent:String}) < ({after_count:UInt64}, agent) "
+    "ORDER BY count DESC, agent LIMIT {limit:UInt32}",
     _CLEAN_DAYS,
     _ALL_DAYS,
 )
+
+_ALL: Final = 2**32 - 1
+_BEYOND_ANY_COUNT: Final = 2**64 - 1
 
 _TENANT_TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day")
 
@@ -81,8 +89,10 @@ _TENANT_TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_
 class Queries:
     """Answers one tenant at a time. Blocking; may be called from many threads. Every method raises StoreError."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, seconds: float = 30.0) -> None:
+        """`seconds`: how long one statement may take before the engine ends it."""
         self._store = store
+        self._seconds = seconds
 
     def trend(self, tenant: TenantId, today: date, days: int) -> list[tuple[date, int]]:
         """Tokens issued on each of the `days` UTC days that end with `today`, oldest first, zero days included."""
@@ -97,24 +107,33 @@ class Queries:
         cells = self._ask(_ACTIVITY, tenant, since, today + timedelta(days=1))
         return [(int(dow), int(hour), int(count)) for dow, hour, count in cells]
 
-    def agents(self, tenant: TenantId, month: date) -> list[tuple[str, int]]:
-        """(agent, tokens issued) in the UTC calendar month of `month`, largest first, ties by agent id."""
+    def agents(
+        self, tenant: TenantId, month: date, limit: int = _ALL, after: tuple[str, int] | None = None
+    ) -> list[tuple[str, int]]:
+        """(agent, tokens issued) in the UTC calendar month of `month`, largest first, ties by agent id.
+
+        At most `limit` of them, the first ones or those that come after the pair `after`.
+        """
         first = month.replace(day=1)
-        totals = self._ask(_AGENTS, tenant, first, (first + timedelta(days=32)).replace(day=1))
+        after_agent, after_count = after or ("", _BEYOND_ANY_COUNT)
+        page = {"limit": limit, "after_agent": after_agent, "after_count": after_count}
+        totals = self._ask(_AGENTS, tenant, first, (first + timedelta(days=32)).replace(day=1), page)
         return [(str(agent), int(count)) for agent, count in totals]
 
-    def _ask(self, question: _Question, tenant: TenantId, since: date, until: date) -> list[tuple[Any, ...]]:
+    def _ask(
+        self, question: _Question, tenant: TenantId, since: date, until: date, page: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
         if not isinstance(tenant, TenantId):
             raise TypeError("a question needs a TenantId: an unchecked tenant could be somebody else's")
         fence = {
             "additional_table_filters": tenant_fence(tenant, is_cluster=self._store.cluster is not None),
-            # Nobody waits longer for it (ApiSettings.query_seconds); a thread that goes on would be lost to others.
-            "max_execution_time": 30,
+            # Nobody waits longer for it; a thread that goes on would be lost to others.
+            "max_execution_time": math.ceil(self._seconds),
         }
         parameters: dict[str, Any] = {"tenant": str(tenant), "since": day_start(since), "until": day_start(until)}
         dirty = [slot for (slot,) in self._store.rows(_DIRTY_SLOTS, parameters, fence)]
         statement = question.with_tail if dirty else question.clean
-        return self._store.rows(statement, {**parameters, "dirty": dirty}, fence)
+        return self._store.rows(statement, {**parameters, **(page or {}), "dirty": dirty}, fence)
 
 
 def tenant_fence(tenant: TenantId, *, is_cluster: bool = False) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
 from aiohttp import web
 
 from clickhouse.tenant import TenantId
-from query_api.answers import json_answer
+from query_api.answers import body_answer, json_answer, json_bytes
 from query_api.call import Call
-from query_api.errors import rate_limited, unavailable
+from query_api.errors import invalid, rate_limited, unavailable
 from query_api.fair_queue import FairQueue, QueueFullError
 from query_api.limits import TokenBuckets, rate_limit_headers
 from query_api.metrics import ApiMetrics
-from query_api.parameters import days_parameter, no_parameters
+from query_api.parameters import Place, days_parameter, page_parameters
 from query_api.ports import Questions
 from query_api.settings import ApiSettings
 from query_api.verifier import Principal
@@ -60,7 +60,7 @@ class Analytics:
 
     async def tokens(self, call: Call) -> web.Response:
         """GET /api/v1/analytics/tokens."""
-        tenant, headers = await self._admitted(call)
+        tenant, headers = await self._tenant_of(call)
         days = days_parameter(call.request)
         today = self._now().date()
         trend = await self._asked(tenant, headers, lambda: self._questions.trend(tenant, today, days))
@@ -69,7 +69,7 @@ class Analytics:
 
     async def activity(self, call: Call) -> web.Response:
         """GET /api/v1/analytics/agents/activity."""
-        tenant, headers = await self._admitted(call)
+        tenant, headers = await self._tenant_of(call)
         days = days_parameter(call.request)
         today = self._now().date()
         cells = await self._asked(tenant, headers, lambda: self._questions.activity(tenant, today, days))
@@ -78,14 +78,30 @@ class Analytics:
 
     async def agents(self, call: Call) -> web.Response:
         """GET /api/v1/analytics/agents."""
-        tenant, headers = await self._admitted(call)
-        no_parameters(call.request)
+        tenant, headers = await self._tenant_of(call)
+        page = page_parameters(call.request)
         month = self._now().date().replace(day=1)
-        totals = await self._asked(tenant, headers, lambda: self._questions.agents(tenant, month))
-        data = [{"agentId": agent, "tokenCount": count} for agent, count in totals]
-        return json_answer({"tenantId": tenant, "month": f"{month:%Y-%m}", "data": data}, headers=headers)
+        after = page.after
+        if after is not None:
+            if not (month - timedelta(days=1)).replace(day=1) <= after.month <= month:
+                raise invalid("after belongs to a month that is over; begin again without it", parameter="after")
+            month = after.month  # pages of one list are of one month, also when a new one has begun meanwhile
 
-    async def _admitted(self, call: Call) -> tuple[TenantId, dict[str, str]]:
+        def answer() -> tuple[bytes, str | None]:
+            # One more than asked for tells whether there is a next page. Rendered here, where it holds nobody up.
+            rows = self._questions.agents(tenant, month, page.limit + 1, after and (after.agent, after.tokens))
+            shown = rows[: page.limit]
+            data = [{"agentId": agent, "tokenCount": count} for agent, count in shown]
+            following = Place(month, *shown[-1]).encoded() if len(rows) > page.limit else None
+            return json_bytes({"tenantId": tenant, "month": f"{month:%Y-%m}", "data": data}), following
+
+        body, following = await self._asked(tenant, headers, answer)
+        if following is not None:
+            # Relative (RFC 8288 section 3.1), so that it holds behind any host name and path prefix.
+            headers |= {"Link": f'<?limit={page.limit}&after={following}>; rel="next"'}
+        return body_answer(body, headers=headers)
+
+    async def _tenant_of(self, call: Call) -> tuple[TenantId, dict[str, str]]:
         """The tenant that asks, and the headers that tell it what it may still ask.
 
         Before any look at the parameters: a stranger must learn nothing from which error comes first.

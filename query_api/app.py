@@ -36,7 +36,6 @@ UNMATCHED: Final = "unmatched"
 # Asked every few seconds by whoever watches the process: answered under overload too, and kept out of the log.
 _PROBES: Final = frozenset({"/healthz", "/readyz"})
 _MAX_HEADER_BYTES: Final = 32 * 1024
-_DECODERS: Final = 2
 
 Routes = Mapping[str, Mapping[str, Handler]]
 
@@ -188,9 +187,11 @@ def build_app(
     metrics = ApiMetrics(registry)
     sources = None if settings.ingest_token_file is None else SourceTokens(settings.ingest_token_file)
     query_threads = ThreadPoolExecutor(settings.query_threads, thread_name_prefix="query")
-    # Apart from the queries: large bodies are work for the processor, and more threads would only slow each other.
-    decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-    health = Health(readiness, decoders, timer)
+    # One: decoding needs the interpreter, which is the event loop's as well, and two would only make that wait longer.
+    decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")
+    # Of its own: behind large bodies or slow queries the check would look like a store that does not answer.
+    probe = ThreadPoolExecutor(1, thread_name_prefix="probe")
+    health = Health(readiness, probe, timer)
     analytics = Analytics(
         settings,
         verifier=verifier,
@@ -210,7 +211,7 @@ def build_app(
         "/readyz": _get(health.readyz),
         "/openapi.json": _get(OpenApi()),
     }
-    return Api(routes, health, metrics, settings.limits.requests_in_flight, [query_threads, decoders])
+    return Api(routes, health, metrics, settings.limits.requests_in_flight, [query_threads, decoders, probe])
 
 
 def _refused(call: Call, error: ApiError) -> web.Response:

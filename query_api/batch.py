@@ -1,4 +1,4 @@
-"""From the bytes of a body to checked events: the formats that are understood, and what was wrong with the rest."""
+"""The event reader: the bytes of a body or of a file's line become checked events, or reasons why not."""
 
 from __future__ import annotations
 
@@ -9,26 +9,38 @@ from typing import Any, Final, NamedTuple
 from clickhouse.event import Event, EventRejectedError, FieldError, parse_event
 from query_api.cloud_events import parse_cloud_event
 from query_api.errors import invalid, too_large
-from query_api.json_text import AmbiguousObject, JsonError, find_flaw, parse_json
+from query_api.json_text import VALUES_AN_EVENT, AmbiguousObject, JsonError, TooManyValuesError, find_flaw, parse_json
+
+MAX_LINE_BYTES: Final = 1_000_000
+# Beyond these, rejected events are counted but no longer explained: an answer must not cost more than its request.
+MAX_REASONS: Final = 1_000
 
 
 class Batch(NamedTuple):
     """The valid events, in order; why the others were refused; and how many that were, by the code of the first reason.
 
     A rejection has the members of the contract: index (from 0; an event with several faults has several), pointer,
-    code and message.
+    code and message. There are `MAX_REASONS` of them at most; `refused` counts all.
     """
 
     events: list[Event]
     rejected: list[dict[str, Any]]
     refused: dict[str, int]
 
+    @property
+    def rejected_events(self) -> int:
+        """How many events were refused."""
+        return sum(self.refused.values())
+
 
 class BatchFormat(NamedTuple):
-    """How a media type is read: `split` gives the entries of a body, `parse` makes an event of one."""
+    """How a media type is read: `split` gives the entries of a body, `parse` makes an event of one.
 
-    split: Callable[[bytes], Iterable[object]]
-    parse: Callable[[object, int], Event]
+    `split` also takes the number of values (see `parse_json`) that a document may have.
+    """
+
+    split: Callable[[bytes, int], Iterable[Any]]
+    parse: Callable[[Any, int], Event]
 
 
 def decode_batch(
@@ -36,16 +48,21 @@ def decode_batch(
 ) -> Batch:
     """Reads `body`. `now_ms` (milliseconds since the epoch) bounds the future, `may_send` the tenants.
 
-    Raises ApiError: 400 if the body as a whole cannot be read, 413 for more than `max_events` entries.
+    Raises ApiError: 400 if the body as a whole cannot be read, 413 for more than `max_events` entries, or far
+    more values than they could have.
     """
     batch = Batch([], [], {})
-    for index, entry in enumerate(batch_format.split(body)):
+    for index, entry in enumerate(batch_format.split(body, max_events * VALUES_AN_EVENT)):
         if index >= max_events:
             raise too_large(f"A request may have at most {max_events} events; send smaller batches.")
         try:
-            event = _event(entry, batch_format, now_ms, may_send)
+            event = batch_format.parse(entry, now_ms)
+            if not may_send(event.tenant_id):
+                raise _refused("forbidden_tenant", "this source may not send events of this tenant", "/tenant_id")
         except EventRejectedError as error:
-            batch.rejected.extend({"index": index, **reason._asdict()} for reason in error.errors)
+            room = MAX_REASONS - len(batch.rejected)
+            if room > 0:
+                batch.rejected.extend({"index": index, **reason._asdict()} for reason in error.errors[:room])
             code = error.errors[0].code
             batch.refused[code] = batch.refused.get(code, 0) + 1
         else:
@@ -53,26 +70,39 @@ def decode_batch(
     return batch
 
 
-def _event(entry: object, batch_format: BatchFormat, now_ms: int, may_send: Callable[[str], bool]) -> Event:
-    if isinstance(entry, EventRejectedError):
-        raise entry
-    flaw = find_flaw(entry)
+def read_line(line: bytes, now_ms: int) -> Event:
+    """One NDJSON line as an event, whether it came over HTTP or in a file. Raises EventRejectedError."""
+    if len(line) > MAX_LINE_BYTES:
+        raise _refused("length", f"a line is at most {MAX_LINE_BYTES} bytes long")
+    try:
+        value = parse_json(line)
+    except JsonError as error:
+        raise _refused("json", f"the line is {error.message}") from None
+    return _read_value(value, now_ms)
+
+
+def _read_value(value: object, now_ms: int) -> Event:
+    _require_no_flaw(value)
+    return parse_event(value, now_ms)
+
+
+def _read_cloud_event(value: object, now_ms: int) -> Event:
+    _require_no_flaw(value)
+    return parse_cloud_event(value, now_ms)
+
+
+def _require_no_flaw(value: object) -> None:
+    flaw = find_flaw(value)
     if flaw is not None:
         raise _refused(flaw.code, flaw.message)
-    event = batch_format.parse(entry, now_ms)
-    if not may_send(event.tenant_id):
-        raise EventRejectedError(
-            [FieldError("/tenant_id", "forbidden_tenant", "this source may not send events of this tenant")]
-        )
-    return event
 
 
-def _refused(code: str, message: str) -> EventRejectedError:
-    return EventRejectedError([FieldError("", code, message)])
+def _refused(code: str, message: str, pointer: str = "") -> EventRejectedError:
+    return EventRejectedError([FieldError(pointer, code, message)])
 
 
-def _json_entries(body: bytes) -> list[Any]:
-    value = _document(body)
+def _json_entries(body: bytes, max_values: int) -> list[Any]:
+    value = _document(body, max_values)
     if isinstance(value, list):
         return value
     # With an event_id it is an event, and `events` one of the unknown fields that are ignored.
@@ -85,34 +115,30 @@ def _json_entries(body: bytes) -> list[Any]:
     return [value]
 
 
-def _lines(body: bytes) -> Iterator[object]:
+def _lines(body: bytes, _max_values: int) -> Iterator[bytes]:
     """One entry a line that is not blank; a broken line is an entry of its own, so its neighbours are kept."""
-    for line in io.BytesIO(body):
-        if line.isspace():
-            continue
-        try:
-            yield parse_json(line)
-        except JsonError as error:
-            yield _refused("json", f"the line is {error.message}")
+    return (line for line in io.BytesIO(body) if not line.isspace())
 
 
-def _cloud_event_entry(body: bytes) -> list[Any]:
-    value = _document(body)
+def _cloud_event_entry(body: bytes, max_values: int) -> list[Any]:
+    value = _document(body, max_values)
     if not isinstance(value, dict):
         raise invalid("application/cloudevents+json is one CloudEvent, a JSON object.", pointer="")
     return [value]
 
 
-def _cloud_event_entries(body: bytes) -> list[Any]:
-    value = _document(body)
+def _cloud_event_entries(body: bytes, max_values: int) -> list[Any]:
+    value = _document(body, max_values)
     if not isinstance(value, list):
         raise invalid("application/cloudevents-batch+json is a JSON array of CloudEvents.", pointer="")
     return value
 
 
-def _document(body: bytes) -> Any:
+def _document(body: bytes, max_values: int) -> Any:
     try:
-        return parse_json(body)
+        return parse_json(body, max_values)
+    except TooManyValuesError as error:
+        raise too_large(f"The body is {error.message}; send smaller batches.") from None
     except JsonError as error:
         where = {} if error.position is None else {"position": error.position}
         raise invalid(f"The body is {error.message}.", **where) from None
@@ -120,8 +146,8 @@ def _document(body: bytes) -> Any:
 
 # By media type, lower case, without parameters.
 FORMATS: Final[dict[str, BatchFormat]] = {
-    "application/json": BatchFormat(_json_entries, parse_event),
-    "application/x-ndjson": BatchFormat(_lines, parse_event),
-    "application/cloudevents+json": BatchFormat(_cloud_event_entry, parse_cloud_event),
-    "application/cloudevents-batch+json": BatchFormat(_cloud_event_entries, parse_cloud_event),
+    "application/json": BatchFormat(_json_entries, _read_value),
+    "application/x-ndjson": BatchFormat(_lines, read_line),
+    "application/cloudevents+json": BatchFormat(_cloud_event_entry, _read_cloud_event),
+    "application/cloudevents-batch+json": BatchFormat(_cloud_event_entries, _read_cloud_event),
 }

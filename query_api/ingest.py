@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from aiohttp import web
 
-from query_api.answers import body_answer, json_bytes
+from query_api.answers import json_answer
 from query_api.batch import FORMATS, Batch, BatchFormat, decode_batch
 from query_api.body import BodyBudget, body_too_large, gunzip
 from query_api.call import Call
-from query_api.errors import ApiError, invalid, rate_limited
+from query_api.errors import ApiError, rate_limited
 from query_api.limits import TokenBuckets, Verdict, rate_limit_headers
 from query_api.metrics import ApiMetrics
 from query_api.parameters import no_parameters
 from query_api.ports import Inlet
 from query_api.settings import ApiSettings
-from query_api.signatures import SIGNATURE_HEADER, SignatureError, UsedSignatures, read_signature, sign
+from query_api.signatures import SIGNATURE_HEADER, SignatureError, check_signature, read_signature, sign
 from query_api.source_tokens import Source, SourceTokens
 from query_api.token_shape import RefusedError, read_bearer
 from query_api.verifier import REALM, AuthError
 
 # Decoding this much takes about a millisecond; more would hold up every other request of the event loop.
 _INLINE_BYTES: Final = 32 * 1024
-_INLINE_REJECTIONS: Final = 500
+# How many events were rejected: the list in the answer ends after the first thousand reasons.
+REJECTED_HEADER: Final = "X-Rejected"
 _NOT_CODED: Final = frozenset({"", "identity"})
 _GZIP: Final = frozenset({"gzip", "x-gzip"})
 
@@ -55,7 +55,6 @@ class Ingest:
         self._metrics = metrics
         self._clock = clock
         self._threads = threads
-        self._signatures = UsedSignatures(clock)
         self._budget = BodyBudget(limits.body_bytes_in_flight)
         self._rate = limits.source_requests
         self._request_buckets = TokenBuckets(self._rate, timer) if self._rate else None
@@ -65,17 +64,15 @@ class Ingest:
         """Answers with how many events were accepted and why the others were not."""
         request = call.request
         source = self._authenticated(call)
-        headers = self._charged(source)
+        headers = self._take_request(source)
         no_parameters(request)
         batch_format = _batch_format(request)
         packed = _is_packed(request)
         limits = self._settings.limits
         if (request.content_length or 0) > limits.body_bytes:
             raise body_too_large(limits.body_bytes)
-        async with (
-            self._budget.read(request, limits.body_bytes, self._settings.body_seconds) as body,
-            self._signed(source, request, body),
-        ):
+        async with self._budget.read(request, limits.body_bytes, self._settings.body_seconds) as body:
+            await self._require_signature(source, request, body)
             batch = await self._decoded(body, packed, batch_format, source)
             if batch.events:
                 if self._event_buckets is not None:
@@ -83,13 +80,15 @@ class Ingest:
                 await self._inlet.write(batch.events)
         # Only now: what was answered 503 or 429 comes again, and would be counted again.
         self._record(call, batch)
-        if not batch.events:
-            raise invalid("No event in the request is valid.", rejected=batch.rejected)
-        answer = await self._off_loop(
-            len(batch.rejected) > _INLINE_REJECTIONS,
-            lambda: json_bytes({"accepted": len(batch.events), "rejected": batch.rejected}),
-        )
-        return body_answer(answer, headers=headers)
+        headers |= {REJECTED_HEADER: str(batch.rejected_events)}
+        if batch.rejected and not batch.events:
+            raise ApiError(
+                "VALIDATION_ERROR",
+                "No event in the request is valid.",
+                details={"rejected": batch.rejected},
+                headers=headers,
+            )
+        return json_answer({"accepted": len(batch.events), "rejected": batch.rejected}, headers=headers)
 
     def _authenticated(self, call: Call) -> Source:
         if self._sources is None:
@@ -106,7 +105,7 @@ class Ingest:
         call.notes["source"] = source.name
         return source
 
-    def _charged(self, source: Source) -> dict[str, str]:
+    def _take_request(self, source: Source) -> dict[str, str]:
         """Takes one request from the source's share; the headers that tell it what is left."""
         if self._rate is None or self._request_buckets is None:
             return {}
@@ -121,23 +120,16 @@ class Ingest:
             message = "This source sends more than it may; send the same request again later."
             raise rate_limited(message, verdict.more_in, headers)
 
-    @asynccontextmanager
-    async def _signed(self, source: Source, request: web.BaseRequest, body: bytes) -> AsyncIterator[None]:
+    async def _require_signature(self, source: Source, request: web.BaseRequest, body: bytes) -> None:
         key = source.signing_key
         if key is None:
-            yield
             return
         try:
             offered = read_signature(request.headers.getall(SIGNATURE_HEADER, []))
             expected = await self._off_loop(len(body) > _INLINE_BYTES, lambda: sign(key, offered.moment, body))
-            self._signatures.claim(offered, expected)
+            check_signature(offered, expected, self._clock())
         except SignatureError as error:
             raise _unauthorized(error.reason, f"The {SIGNATURE_HEADER} header does not prove this body") from None
-        try:
-            yield
-        except BaseException:
-            self._signatures.release(expected)
-            raise
 
     async def _decoded(self, body: bytes, packed: bool, batch_format: BatchFormat, source: Source) -> Batch:
         limits = self._settings.limits
@@ -156,7 +148,7 @@ class Ingest:
 
     def _record(self, call: Call, batch: Batch) -> None:
         call.notes["accepted"] = len(batch.events)
-        call.notes["rejected"] = sum(batch.refused.values())
+        call.notes["rejected"] = batch.rejected_events
         for code, count in batch.refused.items():
             self._metrics.rejected(code, count)
         if batch.events:

@@ -11,7 +11,7 @@ from query_api.answers import body_answer, json_bytes
 from query_api.batch import FORMATS
 from query_api.call import Call
 from query_api.errors import STATUS_OF_CODE
-from query_api.parameters import DAYS_DEFAULT, DAYS_MAX
+from query_api.parameters import AGENTS_MAX, DAYS_DEFAULT, DAYS_MAX
 from query_api.signatures import SIGNATURE_HEADER
 
 _Schema = dict[str, Any]
@@ -196,6 +196,18 @@ _DAYS: Final[_Schema] = {
     "description": "Calendar days (UTC), ending today.",
     "schema": {"type": "integer", "minimum": 1, "maximum": DAYS_MAX, "default": DAYS_DEFAULT},
 }
+_LIMIT: Final[_Schema] = {
+    "name": "limit",
+    "in": "query",
+    "description": "Agents in one answer.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": AGENTS_MAX, "default": AGENTS_MAX},
+}
+_AFTER: Final[_Schema] = {
+    "name": "after",
+    "in": "query",
+    "description": "Where the page begins: from the Link header of the one before (rel=next), as it stands there.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$"},
+}
 _SIGNATURE: Final[_Schema] = {
     "name": SIGNATURE_HEADER,
     "in": "header",
@@ -252,7 +264,11 @@ def openapi_document() -> _Schema:
                 "agentActivity", "Tokens issued by weekday and hour; cells without any are left out.", "Activity", _DAYS
             ),
             "/api/v1/analytics/agents": _question(
-                "agentTotals", "Tokens of each agent in the current calendar month, largest first.", "Agents"
+                "agentTotals",
+                "Tokens of each agent in the current calendar month, largest first; Link has the next page.",
+                "Agents",
+                _LIMIT,
+                _AFTER,
             ),
             "/api/v1/events": _ingest(),
             "/healthz": _readable(_operation("healthz", "Whether the process lives.", "Status", errors=(500,))),

@@ -21,8 +21,11 @@ class Questions(Protocol):
         """(weekday with 0 for Sunday, hour, tokens) of the non-zero cells of those days, sorted."""
         ...
 
-    def agents(self, tenant: TenantId, month: date) -> list[tuple[str, int]]:
-        """(agent, tokens) of the calendar month that `month` lies in, largest first, ties by agent."""
+    def agents(self, tenant: TenantId, month: date, limit: int, after: tuple[str, int] | None) -> list[tuple[str, int]]:
+        """(agent, tokens) of the calendar month that `month` lies in, largest first, ties by agent.
+
+        At most `limit`, beginning after the pair `after` (None: with the largest).
+        """
         ...
 
 

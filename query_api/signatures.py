@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 SIGNATURE_HEADER: Final = "X-AgentIdP-Signature"
 WINDOW_SECONDS: Final = 300
-# At 300 seconds each this is room for 300 requests a second; beyond, the oldest are forgotten first. A replay that
-# slips through then changes no count, because an event counts once.
-MAX_REMEMBERED: Final = 100_000
 # Several v1 let a sender change its secret without a gap.
 _FORM: Final = re.compile(r"t=([0-9]{1,12})((?:,v1=[0-9a-fA-F]{64}){1,4})")
 _DIGEST: Final = re.compile(r"=([0-9a-fA-F]{64})")
@@ -51,39 +47,13 @@ def sign(key: bytes, moment: str, body: bytes) -> bytes:
     return digest.digest()
 
 
-class UsedSignatures:
-    """Remembers the signatures that were used, while they could be used again. `clock` gives Unix seconds."""
+def check_signature(offered: Offered, expected: bytes, now: float) -> None:
+    """Raises SignatureError unless `expected` is among the digests and was signed around `now` (Unix seconds).
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._used: OrderedDict[bytes, float] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._used)
-
-    def claim(self, offered: Offered, expected: bytes) -> None:
-        """Uses `expected` up if it is among the offered digests. Raises SignatureError."""
-        now = self._clock()
-        signed_at = int(offered.moment)
-        if abs(now - signed_at) > WINDOW_SECONDS:
-            raise SignatureError("signature_stale")
-        # A list, not a generator: every digest is compared, so that the time tells nothing.
-        if not any([hmac.compare_digest(expected, digest) for digest in offered.digests]):  # noqa: C419
-            raise SignatureError("signature_mismatch")
-        self._forget(now)
-        if expected in self._used:
-            raise SignatureError("signature_replayed")
-        self._used[expected] = signed_at + WINDOW_SECONDS
-
-    def release(self, expected: bytes) -> None:
-        """Gives a signature back whose request failed: its exact repetition after a 503 must get through, or its
-        events are lost.
-        """
-        self._used.pop(expected, None)
-
-    def _forget(self, now: float) -> None:
-        while self._used:
-            digest, until = next(iter(self._used.items()))
-            if until >= now and len(self._used) < MAX_REMEMBERED:
-                return
-            del self._used[digest]
+    A request that comes again within the window is taken again: its events count once however often they come.
+    """
+    if abs(now - int(offered.moment)) > WINDOW_SECONDS:
+        raise SignatureError("signature_stale")
+    # A list, not a generator: every digest is compared, so that the time tells nothing.
+    if not any([hmac.compare_digest(expected, digest) for digest in offered.digests]):  # noqa: C419
+        raise SignatureError("signature_mismatch")

@@ -110,9 +110,9 @@ class Questions:
         self._pass("activity", tenant)
         return self._queries.activity(tenant, today, days)
 
-    def agents(self, tenant: TenantId, month: date) -> list[tuple[str, int]]:
+    def agents(self, tenant: TenantId, month: date, limit: int, after: tuple[str, int] | None) -> list[tuple[str, int]]:
         self._pass("agents", tenant)
-        return self._queries.agents(tenant, month)
+        return self._queries.agents(tenant, month, limit, after)
 
     def _pass(self, name: str, tenant: str) -> None:
         self.calls.append((name, tenant))

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clickhouse.backfill import MAX_LINE_BYTES, parse_line
 from clickhouse.event import (
     EARLIEST_MS,
     FUTURE_TOLERANCE_MS,
@@ -22,6 +21,7 @@ from clickhouse.event import (
     parse_event,
     parse_rfc3339,
 )
+from query_api.batch import MAX_LINE_BYTES, read_line
 
 NOW_MS = int(datetime(2026, 11, 23, 9, 15, tzinfo=UTC).timestamp() * 1000)
 VALID: dict[str, Any] = {
@@ -167,7 +167,7 @@ def test_no_value_raises_anything_but_a_rejection(value: Any) -> None:
 @given(st.binary() | st.text().map(str.encode) | ANYTHING.map(lambda value: json.dumps(value).encode()))
 def test_no_line_raises_anything_but_a_rejection(line: bytes) -> None:
     with contextlib.suppress(EventRejectedError):
-        parse_line(line, NOW_MS)
+        read_line(line, NOW_MS)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,11 @@ def test_no_line_raises_anything_but_a_rejection(line: bytes) -> None:
         b"\xff",
         b'"' + b"x" * MAX_LINE_BYTES + b'"',
         b"\xef\xbb\xbf{}",
+        b"{" + b"[]," * 300_000 + b"}",
+        b'{"x": ' + b"[" * 40 + b"]" * 40 + b"}",
+        b'{"x": ' + b"9" * 2_000 + b"}",
     ],
 )
 def test_lines_made_to_hurt(line: bytes) -> None:
     with pytest.raises(EventRejectedError):
-        parse_line(line, NOW_MS)
+        read_line(line, NOW_MS)

@@ -190,7 +190,7 @@ def test_error_codes_reasons_and_limits_are_those_of_the_code() -> None:
         "queries of one tenant at once; waiting beyond that": (limits.tenant_queries_waiting,),
         "time for a query, waiting included": (int(settings.query_seconds),),
         "body of an ingest request, as sent and as unpacked": (limits.body_bytes,),
-        "events in a request": (limits.events_per_request,),
+        "events in a request; values (commas), objects and arrays in its JSON": (limits.events_per_request,),
         "all bodies in memory; events waiting for the store": (limits.body_bytes_in_flight,),
         "time to send a body; for the store to take it": (int(settings.body_seconds),),
         "requests at once; connections": (limits.requests_in_flight, limits.connections),
@@ -248,7 +248,9 @@ def test_the_event_examples_are_events() -> None:
 
 def test_every_rejection_code_is_explained() -> None:
     section = EVENTS.partition("## What is refused")[2].partition("## ")[0]
-    used = set(re.findall(r'(?:_Refused\(|FieldError\([^,]+, )"([a-z_]+)"', "".join(source("clickhouse", "query_api"))))
+    used = set(
+        re.findall(r'(?:_[Rr]efused\(|FieldError\([^,]+, )"([a-z_]+)"', "".join(source("clickhouse", "query_api")))
+    )
     assert {"required", "future", "forbidden_tenant"} <= used
     assert {code for code in used if f"`{code}`" not in section} == set()
     with pytest.raises(EventRejectedError):

@@ -273,7 +273,7 @@ def test_a_bad_body_changes_nothing_and_the_process_lives(tmp_path: Path) -> Non
             (bomb, {"Content-Encoding": "gzip"}, 413),
             (b"\xff\xfe", {}, 400),
             (b"[" * 100_000, {}, 400),
-            (b"[]", {}, 400),
+            (b"[{}]", {}, 400),
         ):
             status, _, answer = request("POST", url, headers | extra, body)
             assert status == expected, answer[:300]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+from base64 import urlsafe_b64encode
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 
@@ -82,6 +87,81 @@ def test_today_and_this_month_come_from_the_clock(store: Store, tmp_path: Path) 
             api.clock.now += 0.001
             assert (await api.get(f"{TOKENS}?days=1")).json()["data"] == [{"date": "2026-12-01", "count": 0}]
             assert (await api.get(AGENTS)).json() == {"tenantId": "org-1", "month": "2026-12", "data": []}
+
+    run(scenario())
+
+
+def fleet_of(agents: int) -> list[dict[str, Any]]:
+    """Events of `agents` agents, one to three each, so that many have the same number."""
+    return [
+        event(number * 3 + again, agent_id=f"agent-{number:03}")
+        for number in range(agents)
+        for again in range(number % 3 + 1)
+    ]
+
+
+def test_pages_of_agents_follow_their_links_to_the_whole_list(store: Store, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(store, tmp_path) as api:
+            await api.send([*fleet_of(25), event(1, tenant_id="org-2")])
+            whole = (await api.get(AGENTS)).json()["data"]
+            assert len(whole) == 25
+            assert whole == sorted(whole, key=lambda row: (-row["tokenCount"], row["agentId"]))
+            for limit in (1, 7, 24, 25, 10_000):
+                found, path, pages = [], f"{AGENTS}?limit={limit}", 0
+                while path:
+                    reply = await api.get(path)
+                    assert reply.status == 200
+                    assert set(reply.json()) == {"tenantId", "month", "data"}
+                    found += reply.json()["data"]
+                    pages += 1
+                    link = re.fullmatch('<(.*)>; rel="next"', reply.headers.get("Link", ""))
+                    path = urljoin(f"http://x{path}", link[1]).removeprefix("http://x") if link else ""
+                assert (found, pages) == (whole, -(-25 // limit))
+
+    run(scenario())
+
+
+def test_pages_stay_in_their_month_and_their_tenant(store: Store, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(store, tmp_path) as api:
+            await api.send(fleet_of(3))
+            link = (await api.get(f"{AGENTS}?limit=2")).headers["Link"]
+            following = AGENTS + link[link.index("?") : link.index(">")]
+            api.clock.now = datetime(2026, 12, 1, 0, 0, 1, tzinfo=UTC).timestamp()
+            assert (await api.get(following)).json() == {
+                "tenantId": "org-1", "month": "2026-11", "data": [{"agentId": "agent-000", "tokenCount": 1}],
+            }  # fmt: skip
+            assert (await api.get(following, tenant="org-2")).json()["data"] == []
+            api.clock.now = datetime(2027, 1, 1, tzinfo=UTC).timestamp()
+            assert (await api.get(following)).status == 400
+
+    run(scenario())
+
+
+def test_only_a_limit_and_a_place_of_a_list_are_taken(embedded_store: Store, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(embedded_store, tmp_path) as api:
+            for limit in ("0", "-1", "10001", "99999", "100000", "1.5", "abc", "", "+5", "05", "5&limit=5", "٣"):
+                reply = await api.get(f"{AGENTS}?limit={limit}")
+                assert (reply.status, reply.code) == (400, "VALIDATION_ERROR"), limit
+                assert reply.json()["details"] == {"parameter": "limit", "minimum": 1, "maximum": 10_000}, limit
+
+            def place(value: object) -> str:
+                return urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).decode().rstrip("=")
+
+            good = place(["2026-11", 3, "a"])
+            assert (await api.get(f"{AGENTS}?after={good}")).status == 200
+            for after in (
+                *("", "x", "%00", "٣", good + "=", good + " ", good[:-1], f"{good}&after={good}", "A" * 1_000),
+                *(place(value) for value in (None, 5, [], {}, "2026-11", ["2026-11", 3], ["2026-11", "3", "a"])),
+                *(place(["2026-11", count, "a"]) for count in (0, -1, 2**64, 1.5, None, "3")),
+                *(place([month, 3, "a"]) for month in ("2026-13", "2026-1", "", None, "2026-12", "2026-09", 5)),
+                *(place(["2026-11", 3, agent]) for agent in (None, 5, [], {})),
+            ):
+                reply = await api.get(f"{AGENTS}?after={after}")
+                assert (reply.status, reply.code) == (400, "VALIDATION_ERROR"), after
+                assert reply.json()["details"] == {"parameter": "after"}, after
 
     run(scenario())
 

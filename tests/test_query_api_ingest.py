@@ -13,6 +13,7 @@ import pytest
 
 from clickhouse.errors import StoreUnavailableError
 from clickhouse.store import Store
+from query_api.batch import MAX_REASONS
 from query_api.settings import Limits, Rate
 from tests.api_harness import SOURCE_TOKEN, Reply, Service, event, parse_reply, run, serving
 from tests.conftest import empty
@@ -109,6 +110,16 @@ def test_nothing_valid_is_400_with_the_same_list(store: Store, tmp_path: Path) -
             reply = await api.send([event(1, event_id=None)])
             assert (reply.status, reply.code) == (400, "VALIDATION_ERROR")
             assert reply.json()["details"] == {"rejected": [{**mixed[0], "index": 0}]}
+            assert (await api.send(b"")).status == 400
+            assert (await api.send({"events": 5})).json()["details"] == {"pointer": "/events"}
+            assert api.metric("http_requests_total", route="/api/v1/events", method="POST", code="500") == 0
+
+    run(scenario())
+
+
+def test_an_empty_batch_is_accepted(store: Store, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(store, tmp_path) as api:
             empty = {
                 b"[]": "application/json",
                 b'{"events": []}': "application/json",
@@ -118,22 +129,51 @@ def test_nothing_valid_is_400_with_the_same_list(store: Store, tmp_path: Path) -
             }
             for body, media_type in empty.items():
                 reply = await api.send(body, Content_Type=media_type)
-                assert (reply.status, reply.json()["details"]) == (400, {"rejected": []}), body
-            assert (await api.send(b"")).status == 400
-            assert (await api.send({"events": 5})).json()["details"] == {"pointer": "/events"}
-            assert api.metric("http_requests_total", route="/api/v1/events", method="POST", code="500") == 0
+                assert (reply.status, reply.json()) == (200, {"accepted": 0, "rejected": []}), body
+                assert reply.headers["X-Rejected"] == "0"
+            assert api.inlet.written == []
+            assert api.metric("ingest_last_accepted_timestamp_seconds") == 0
 
     run(scenario())
 
 
-def test_a_large_batch_with_many_faults_is_answered_whole(store: Store, tmp_path: Path) -> None:
+def test_a_thousand_reasons_are_told_and_all_rejected_are_counted(store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(store, tmp_path) as api:
             batch = [event(number) if number % 2 else {} for number in range(4_000)]
             reply = await api.send(batch)
             assert reply.json()["accepted"] == 2_000
-            assert len(reply.json()["rejected"]) == 4 * 2_000
+            assert len(reply.json()["rejected"]) == MAX_REASONS
+            assert reply.headers["X-Rejected"] == "2000"
             assert await count_today(api) == 2_000
+            assert api.metric("ingest_events_rejected_total", reason="required") == 2_000
+
+            hostile = gzip.compress(b"[" + b",".join([b"{}"] * 50_000) + b"]")
+            reply = await api.send(hostile, Content_Encoding="gzip")
+            assert (reply.status, reply.headers["X-Rejected"]) == (400, "50000")
+            assert len(reply.json()["details"]["rejected"]) == MAX_REASONS
+            assert len(reply.body) < 150_000
+
+    run(scenario())
+
+
+def test_a_body_of_nothing_but_brackets_is_refused_before_it_is_parsed(store: Store, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(store, tmp_path) as api:
+            brackets = b"[" + b"[]," * 3_300_000 + b"[]]"
+            assert len(brackets) < Limits().body_bytes
+            ignored = json.dumps(event(1))[:-1].encode() + b', "x": ' + brackets[: -len(b",[]]")] + b"]}"
+            for body in (brackets, ignored):
+                reply = await api.send(body)
+                assert (reply.status, reply.code) == (413, "PAYLOAD_TOO_LARGE")
+            lines = json.dumps(event(2)).encode() + b"\n" + ignored[:900_000]
+            reply = await api.send(lines, Content_Type="application/x-ndjson")
+            assert (reply.json()["accepted"], reply.headers["X-Rejected"]) == (1, "1")
+            # The largest batch that the limits allow, every field given and two more, is none of these.
+            full = event(1, outcome="success", grant_type="client_credentials", scope="a b", client_ip="192.0.2.1",
+                         user_agent="x", source="y", expires_in=60, details={"a": 1}, flags=[1, 2])  # fmt: skip
+            most = json.dumps([full] * 30_000, separators=(",", ":")).encode()
+            assert (await api.send(most)).json() == {"accepted": 30_000, "rejected": []}
 
     run(scenario())
 

@@ -240,7 +240,7 @@ def test_a_query_that_takes_too_long_is_503_and_keeps_its_turn(embedded_store: S
     limits = Limits(tenant_queries=1)
 
     async def scenario() -> None:
-        async with serving(embedded_store, tmp_path, query_threads=2, limits=limits, query_seconds=0.2) as api:
+        async with serving(embedded_store, tmp_path, query_threads=2, limits=limits, query_seconds=1.0) as api:
             held = api.questions.hold["org-1"] = threading.Event()
             for _ in range(2):
                 reply = await api.get(TOKENS)

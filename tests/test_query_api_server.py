@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gzip
 import json
 import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
 import pytest
@@ -20,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from clickhouse.errors import StoreError, StoreUnavailableError
 from clickhouse.store import Store
+from query_api.body import gunzip
 from query_api.tls import ServerCertificate, TlsFilesError
 from tests.api_harness import SOURCE_TOKEN, Service, event, logged, parse_reply, run, serving
 
@@ -142,6 +145,30 @@ def test_readiness_follows_the_store_and_is_remembered_for_a_second(embedded_sto
             api.timer.now += 1
             assert (await api.request("GET", "/readyz?probe=1")).status == 200
             assert api.readiness.checks == 4
+
+    run(scenario())
+
+
+def test_readiness_does_not_wait_behind_large_bodies(embedded_store: Store, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(embedded_store, tmp_path) as api:
+            unpacking, go_on = threading.Semaphore(0), threading.Event()
+
+            def slow(packed: bytes, limit: int) -> bytes:
+                unpacking.release()
+                assert go_on.wait(20)
+                return gunzip(packed, limit)
+
+            with mock.patch("query_api.ingest.gunzip", slow):
+                packed = gzip.compress(json.dumps(event()).encode())
+                bodies = [asyncio.create_task(api.send(packed, Content_Encoding="gzip")) for _ in range(8)]
+                assert await asyncio.to_thread(unpacking.acquire, timeout=20)
+                assert await asyncio.to_thread(unpacking.acquire, timeout=20)
+                try:
+                    assert (await api.request("GET", "/readyz")).status == 200
+                finally:
+                    go_on.set()
+            assert [(await body).status for body in bodies] == [200] * 8
 
     run(scenario())
 
