@@ -30,8 +30,9 @@ class Keeper:
 
         Raises StoreError.
         """
+        create = create and dsn.startswith("chdb:")
         self.store = Store(dsn, cluster=cluster, create=create)
-        if self.store.embedded and create:
+        if create:
             applied = schema.migrate(self.store)
             if applied:
                 logger.info("schema of %s brought to %s", self.store.address, applied[-1])

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from clickhouse.dsn import database_of, redact, redact_text, server_arguments
 from clickhouse.epoch import INSERT_SECONDS
 from clickhouse.errors import StoreError, StoreInUseError, StoreSetupError, StoreUnavailableError
 
@@ -38,8 +39,6 @@ CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
     "distributed_ddl_task_timeout": 120,
 }
 UNKNOWN_DATABASE: Final = 81
-_SHORTEST_SECRET: Final = 5
-_SERVER_SCHEMES: Final = ("http", "https", "clickhouse", "clickhouses")
 _WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
 
 
@@ -57,20 +56,24 @@ class Store:
         self.cluster = cluster
         self.embedded = dsn.startswith("chdb:")
         self.insert_timeout = insert_timeout  # seconds an insert may take before its outcome counts as unknown
-        self._settings = dict(SETTINGS) | (dict(CLUSTER_SETTINGS) if cluster else {})
         self._local = threading.local()
         self._clients: list[Client] = []
         self._lock = threading.Lock()
         self._closed = False
         self._table_types: dict[str, dict[str, str]] = {}
+        self._arguments: dict[str, Any] = {"settings": dict(SETTINGS) | (dict(CLUSTER_SETTINGS) if cluster else {})}
         if self.embedded:
             _prepare_directory(dsn, create=create)
-        elif urlsplit(dsn).scheme not in _SERVER_SCHEMES:
-            raise StoreSetupError(
-                f"--dsn {self.address} names no store: give chdb:///absolute/path, clickhouse(s)://host/database "
-                "or http(s)://user:password@host:port/database"
-            )
-        self._client()  # so that a wrong DSN is known now, not at the first event
+            self._arguments |= {"dsn": dsn}
+        else:
+            self._arguments |= server_arguments(dsn) | {
+                "autogenerate_session_id": False,
+                "connect_timeout": 5,
+                "send_receive_timeout": insert_timeout + 5,
+                "query_retries": 0,
+                "form_encode_query_params": True,  # lists of slots would outgrow a URL
+            }
+        self._open(create=create)
 
     @property
     def path(self) -> Path | None:
@@ -144,40 +147,39 @@ class Store:
             with contextlib.suppress(Exception):
                 client.close()
 
+    def _open(self, *, create: bool) -> None:
+        """Connects once, so that a wrong DSN is known now and not at the first event; makes a missing database."""
+        try:
+            self._client()
+        except StoreUnavailableError as error:
+            database = "" if self.embedded else database_of(self.dsn)
+            if not database or _code(error.__cause__) != UNKNOWN_DATABASE:
+                raise StoreSetupError(f"--dsn {self.address}: {error}") from error
+            if not create:
+                raise StoreSetupError(
+                    f"--dsn {self.address}: there is no such database; run agentidp-analytics migrate, or name another"
+                ) from error
+            self._make_database(database)
+
+    def _make_database(self, name: str) -> None:
+        on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""
+        with self._errors(opening=True):
+            bootstrap = clickhouse_connect.get_client(**self._arguments, database="default")
+            bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(name)}{on_cluster}")
+            bootstrap.close()
+        self._client()
+
     def _client(self) -> Client:
         client: Client | None = getattr(self._local, "client", None)
         if client is None or self._closed:
             if self._closed:
                 raise StoreUnavailableError("the store is closed")
             with self._errors(opening=True):
-                client = self._connect()
+                client = clickhouse_connect.get_client(**self._arguments)
             self._local.client = client
             with self._lock:
                 self._clients.append(client)
         return client
-
-    def _connect(self) -> Client:
-        arguments: dict[str, Any] = {"settings": dict(self._settings)}
-        if not self.embedded:
-            arguments |= {
-                "autogenerate_session_id": False,
-                "connect_timeout": 5,
-                "send_receive_timeout": self.insert_timeout + 5,
-                "query_retries": 0,
-                "form_encode_query_params": True,  # lists of slots would outgrow a URL
-            }
-        try:
-            return clickhouse_connect.get_client(dsn=self.dsn, **arguments)
-        except ClickHouseError as error:
-            database = urlsplit(self.dsn).path.strip("/")
-            if _code(error) != UNKNOWN_DATABASE or self.embedded or not database:
-                raise
-        on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""
-        parts = urlsplit(self.dsn)
-        bootstrap = clickhouse_connect.get_client(dsn=urlunsplit(parts._replace(path="/default")), **arguments)
-        bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(database)}{on_cluster}")
-        bootstrap.close()
-        return clickhouse_connect.get_client(dsn=self.dsn, **arguments)
 
     @contextlib.contextmanager
     def _errors(self, *, writing: bool = False, opening: bool = False) -> Iterator[None]:
@@ -188,13 +190,16 @@ class Store:
             raise
         except ClickHouseError as error:
             raise self._translated(error, writing=writing, opening=opening) from error
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # What answers at first contact may be anything, and the driver then fails in any way.
+            if not opening and not isinstance(error, (OSError, ValueError)):
+                raise
             raise StoreUnavailableError(f"the store at {self.address} failed: {type(error).__name__}") from error
 
     def _translated(self, error: ClickHouseError, *, writing: bool, opening: bool) -> StoreError:
         text = redact_text(str(error), self.dsn)
         if self.embedded and opening:
-            return StoreSetupError(f"--dsn {self.address}: the embedded store cannot be opened: {text[:300]}")
+            return StoreUnavailableError(f"the embedded store cannot be opened: {text[:300]}")
         if _code(error) in _WRONG_CREDENTIALS:
             return StoreSetupError(f"--dsn {self.address}: the server refused the user or password")
         if writing or opening or _code(error) is None or _code(error) in _TRANSIENT:
@@ -209,7 +214,7 @@ _TRANSIENT: Final = frozenset(
 )
 
 
-def _code(error: ClickHouseError) -> int | None:
+def _code(error: BaseException | None) -> int | None:
     """The engine's error code; None when the error did not come from the engine."""
     return getattr(error, "code", None)
 
@@ -217,24 +222,6 @@ def _code(error: ClickHouseError) -> int | None:
 def quote_name(name: str | None) -> str:
     """An identifier, safe to put between SQL words."""
     return "`" + (name or "").replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-def redact(dsn: str) -> str:
-    """A DSN without user, password and query string."""
-    if "://" not in dsn:
-        return dsn
-    parts = urlsplit(dsn)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def redact_text(text: str, dsn: str) -> str:
-    """Driver messages may repeat the DSN; this takes its password out."""
-    password = urlsplit(dsn).password
-    if not password:
-        return text
-    text = text.replace(dsn, redact(dsn)).replace(f":{password}@", ":***@")
-    # A very short one would blot out half of the message, and protects nothing.
-    return text.replace(password, "***") if len(password) >= _SHORTEST_SECRET else text
 
 
 def _prepare_directory(dsn: str, *, create: bool) -> None:

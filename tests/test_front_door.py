@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from clickhouse.store import Store
 from tests.bridge.process import Bridge
 from tests.service import (
     AUDIENCE,
@@ -377,6 +378,16 @@ def test_a_mistyped_store_is_neither_made_nor_found_in_order(tmp_path: Path) -> 
         ended = run(*command, "--dsn", f"chdb://{tmp_path / 'typo'}")
         assert (ended.returncode, "does not exist" in ended.stderr) == (2, True), ended.stderr
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_mistyped_database_is_not_made(tmp_path: Path, bridge: Bridge) -> None:
+    (tmp_path / "a.ndjson").write_bytes(ndjson(events(1)))
+    for command in (["verify"], ["export"], ["ingest", str(tmp_path / "a.ndjson")], [*SERVE, *TRUST]):
+        ended = run(*command, "--dsn", bridge.dsn_of("typo"))
+        assert (ended.returncode, "there is no such database" in ended.stderr) == (2, True), ended.stderr
+    store = Store(bridge.dsn)
+    assert store.rows("SELECT count() FROM system.databases WHERE name = 'typo'") == [(0,)]
+    store.close()
 
 
 def test_rejects_never_overwrite_the_input_and_keep_every_byte(tmp_path: Path) -> None:
