@@ -53,6 +53,17 @@ def _fault(name: str, value: str, *, uses_tls: bool) -> str:
     return ""
 
 
+def embedded_path(dsn: str) -> Path:
+    """The directory of an embedded store's DSN. Raises StoreSetupError."""
+    parts = urlsplit(dsn)
+    path = Path(parts.path)
+    if parts.netloc or parts.query or parts.fragment or not path.is_absolute():
+        raise StoreSetupError(
+            f"--dsn {dsn}: an embedded store needs an absolute path and nothing else, such as chdb:///var/lib/agentidp"
+        )
+    return path
+
+
 def database_of(dsn: str) -> str:
     """The database of a server's DSN, "" if it names none."""
     return unquote(urlsplit(dsn).path[1:].partition("/")[0])

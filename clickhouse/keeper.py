@@ -38,6 +38,7 @@ class Keeper:
                 logger.info("schema of %s brought to %s", self.store.address, applied[-1])
         else:
             schema.check(self.store)
+        self.store.hold()
         epochs = Epochs()
         self.metrics = StoreMetrics(registry, epochs.dirty_slots)
         self.writer = Writer(self.store, epochs)

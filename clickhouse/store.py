@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from clickhouse.dsn import database_of, redact, redact_text, server_arguments
+from clickhouse.directory import Foothold, prepare
+from clickhouse.dsn import database_of, embedded_path, redact, redact_text, server_arguments
 from clickhouse.epoch import INSERT_SECONDS
-from clickhouse.errors import StoreError, StoreInUseError, StoreSetupError, StoreUnavailableError
+from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
 
 # Counts must not depend on what a server's profile says, so every setting that touches them is sent along.
 SETTINGS: Final[Mapping[str, str | int]] = {
@@ -62,8 +61,9 @@ class Store:
         self._closed = False
         self._table_types: dict[str, dict[str, str]] = {}
         self._arguments: dict[str, Any] = {"settings": dict(SETTINGS) | (dict(CLUSTER_SETTINGS) if cluster else {})}
+        self._foothold: Foothold | None = None
         if self.embedded:
-            _prepare_directory(dsn, create=create)
+            prepare(embedded_path(dsn), create=create)
             self._arguments |= {"dsn": dsn}
         else:
             self._arguments |= server_arguments(dsn) | {
@@ -78,7 +78,7 @@ class Store:
     @property
     def path(self) -> Path | None:
         """The directory of an embedded store, None for a server."""
-        return Path(urlsplit(self.dsn).path) if self.embedded else None
+        return embedded_path(self.dsn) if self.embedded else None
 
     @property
     def beside(self) -> Path | None:
@@ -89,6 +89,18 @@ class Store:
     def address(self) -> str:
         """The DSN without its user and password, fit for logs and errors."""
         return redact(self.dsn)
+
+    def hold(self) -> None:
+        """From now on every call raises StoreUnavailableError once the directory was removed, replaced or emptied.
+
+        To be called when all tables are there. Raises StoreError.
+        """
+        if self.path is None:
+            return
+        rows = self.rows("SELECT arrayJoin(data_paths) FROM system.tables WHERE database = currentDatabase()")
+        tables = [Path(folder) / "format_version.txt" for (folder,) in rows]
+        with self._errors():
+            self._foothold = Foothold(self.path, [self.path / "status", self.path / "metadata" / "default", *tables])
 
     def command(self, sql: str, parameters: Mapping[str, Any] | None = None, **settings: str | int) -> None:
         """Runs a statement that returns nothing. Raises StoreError."""
@@ -130,6 +142,8 @@ class Store:
                 column_oriented=True,
                 settings={"max_execution_time": self.insert_timeout},
             )
+        if self._foothold:
+            self._foothold.check()  # or the rows are in a directory that nobody will open again
 
     def _types(self, table: str, names: Sequence[str]) -> list[str]:
         """Column types, asked once a table: the driver would ask before every insert, a third of a small one's time."""
@@ -146,6 +160,8 @@ class Store:
         for client in clients:
             with contextlib.suppress(Exception):
                 client.close()
+        if self._foothold:
+            self._foothold.close()
 
     def _open(self, *, create: bool) -> None:
         """Connects once, so that a wrong DSN is known now and not at the first event; makes a missing database."""
@@ -170,6 +186,8 @@ class Store:
         self._client()
 
     def _client(self) -> Client:
+        if self._foothold:
+            self._foothold.check()
         client: Client | None = getattr(self._local, "client", None)
         if client is None or self._closed:
             if self._closed:
@@ -222,34 +240,3 @@ def _code(error: BaseException | None) -> int | None:
 def quote_name(name: str | None) -> str:
     """An identifier, safe to put between SQL words."""
     return "`" + (name or "").replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-def _prepare_directory(dsn: str, *, create: bool) -> None:
-    path = Path(urlsplit(dsn).path)
-    if not path.is_absolute():
-        raise StoreSetupError(
-            f"--dsn {dsn}: an embedded store needs an absolute path, such as chdb:///var/lib/agentidp"
-        )
-    if not create and not path.is_dir():
-        raise StoreSetupError(f"--dsn {dsn} does not exist; name the directory that serve or ingest writes to")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreSetupError(f"--dsn {dsn}: the directory cannot be made: {error.strerror}") from error
-    if _is_locked(path / "status"):
-        raise StoreInUseError(
-            f"--dsn {dsn}: another process has this embedded store open; stop that process, or share the store "
-            "through a ClickHouse server"
-        )
-
-
-def _is_locked(status: Path) -> bool:
-    """Whether the engine of another process holds its lock; the engine's own error for this is a riddle."""
-    try:
-        with status.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
