@@ -172,6 +172,7 @@ class Api:
 def build_app(
     settings: ApiSettings,
     *,
+    sources: SourceTokens | None,
     verifier: TokenVerifier,
     questions: Questions,
     inlet: Inlet,
@@ -182,11 +183,9 @@ def build_app(
 ) -> Api:
     """Wires the API together; must be called on the event loop that will serve it.
 
-    `clock` gives Unix seconds, `timer` monotonic seconds (rate limits). Raises SourceTokensError for an ingest token
-    file that cannot be used.
+    Without `sources` nobody may send events. `clock` gives Unix seconds, `timer` monotonic seconds (rate limits).
     """
     metrics = ApiMetrics(registry)
-    sources = None if settings.ingest_token_file is None else SourceTokens(settings.ingest_token_file)
     query_threads = ThreadPoolExecutor(settings.query_threads, thread_name_prefix="query")
     # Apart from the queries: large bodies are work for the processor, and more threads would only slow each other.
     decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
