@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 from aiohttp import web
@@ -43,6 +43,7 @@ from exporter.web_settings import WebConfigError
 from query_api.app import build_app
 from query_api.dev_keys import DevKey, serve_key_set
 from query_api.logs import configure_logging
+from query_api.ports import Readiness
 from query_api.server import ApiServer
 from query_api.settings import ApiSettings, Limits, Rate
 from query_api.source_tokens import SourceTokens, SourceTokensError
@@ -256,7 +257,7 @@ async def _start_api(
         verifier=verifier,
         questions=Queries(keeper.store),
         inlet=commit,
-        readiness=keeper,
+        readiness=Ready((keeper, commit)),
         registry=registry,
     )
     server = ApiServer(api, settings.api, files.certificate)
@@ -276,6 +277,17 @@ async def _start_api(
         clock=time.time,
     )
     _in_background(stack, _every_day(daily))
+
+
+class Ready(NamedTuple):
+    """The service can be given work when each of its parts can."""
+
+    parts: Sequence[Readiness]
+
+    def check(self) -> None:
+        """Raises StoreError with the first reason against it."""
+        for part in self.parts:
+            part.check()
 
 
 async def _start_exporter(

@@ -53,5 +53,6 @@ class Keeper:
         self.store.close()
 
     def check(self) -> None:
-        """Raises StoreError unless the store answers and has this program's schema."""
+        """Raises StoreError unless the store answers, has this program's schema and its rollups keep up."""
+        self.upkeep.check()
         schema.check(self.store)
