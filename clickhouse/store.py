@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,33 +12,17 @@ from typing import Any, Final
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.httpclient import HttpClient
 
 from clickhouse.directory import Foothold, prepare
 from clickhouse.dsn import database_of, embedded_path, redact, redact_text, server_arguments
 from clickhouse.epoch import INSERT_SECONDS
 from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
+from clickhouse.statement_settings import CLUSTER_SETTINGS, NEUTRAL, SETTINGS
 
-# Counts must not depend on what a server's profile says, so every setting that touches them is sent along.
-SETTINGS: Final[Mapping[str, str | int]] = {
-    # An asynchronous insert is answered from memory: a crash would lose what we called durable.
-    "async_insert": 0,
-    # Block deduplication drops an insert by its hash; identity is our own affair, and its window has lost inserts.
-    "insert_deduplicate": 0,
-    # A backfill batch may span every month since 2000; the default of 100 partitions would refuse it.
-    "max_partitions_per_insert_block": 0,
-    "max_memory_usage": 4 * 1024**3,
-    "max_execution_time": 300,
-}
-# What a cluster needs on top: an insert is answered by a majority, and a read sees every answered insert.
-CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
-    "insert_quorum": "auto",
-    "insert_quorum_parallel": 0,
-    "select_sequential_consistency": 1,
-    "distributed_foreground_insert": 1,
-    "distributed_product_mode": "local",  # a subquery asks the shard that it runs on: all of a tenant is there
-    "distributed_ddl_task_timeout": 120,
-}
 UNKNOWN_DATABASE: Final = 81
+UNKNOWN_SETTING: Final = 115
+_NAMED_SETTING: Final = re.compile(r"[Ss]etting '?(\w+)")
 _WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
 
 
@@ -60,13 +45,13 @@ class Store:
         self._lock = threading.Lock()
         self._closed = False
         self._table_types: dict[str, dict[str, str]] = {}
-        self._arguments: dict[str, Any] = {"settings": dict(SETTINGS) | (dict(CLUSTER_SETTINGS) if cluster else {})}
+        self._settings = {**SETTINGS, **(CLUSTER_SETTINGS if cluster else {}), **({} if self.embedded else NEUTRAL)}
         self._foothold: Foothold | None = None
         if self.embedded:
             prepare(embedded_path(dsn), create=create)
-            self._arguments |= {"dsn": dsn}
+            self._arguments: dict[str, Any] = {"dsn": dsn, "settings": self._settings}
         else:
-            self._arguments |= server_arguments(dsn) | {
+            self._arguments = server_arguments(dsn) | {
                 "autogenerate_session_id": False,
                 "connect_timeout": 5,
                 "send_receive_timeout": insert_timeout + 5,
@@ -168,6 +153,9 @@ class Store:
         try:
             self._client()
         except StoreUnavailableError as error:
+            if self._forget_unknown(error):
+                self._open(create=create)
+                return
             database = "" if self.embedded else database_of(self.dsn)
             if not database or _code(error.__cause__) != UNKNOWN_DATABASE:
                 raise StoreSetupError(f"--dsn {self.address}: {error}") from error
@@ -177,10 +165,23 @@ class Store:
                 ) from error
             self._make_database(database)
 
+    def _forget_unknown(self, error: StoreUnavailableError) -> bool:
+        """Whether a neutral setting was refused as unknown; it is not sent again."""
+        named = _NAMED_SETTING.search(str(error.__cause__))
+        if _code(error.__cause__) != UNKNOWN_SETTING or named is None or named[1] not in NEUTRAL:
+            return False
+        return self._settings.pop(named[1], None) is not None
+
+    def _connected(self, **more: Any) -> Client:
+        # Not as the driver's `settings`: it would ask its own first questions without them, and a profile that cuts
+        # those leaves it wrong about the server.
+        HttpClient.params = {name: str(value) for name, value in self._settings.items()}
+        return clickhouse_connect.get_client(**self._arguments, **more)
+
     def _make_database(self, name: str) -> None:
         on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""
         with self._errors(opening=True):
-            bootstrap = clickhouse_connect.get_client(**self._arguments, database="default")
+            bootstrap = self._connected(database="default")
             bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(name)}{on_cluster}")
             bootstrap.close()
         self._client()
@@ -193,7 +194,7 @@ class Store:
             if self._closed:
                 raise StoreUnavailableError("the store is closed")
             with self._errors(opening=True):
-                client = clickhouse_connect.get_client(**self._arguments)
+                client = self._connected()
             self._local.client = client
             with self._lock:
                 self._clients.append(client)
