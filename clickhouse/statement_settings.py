@@ -45,6 +45,7 @@ NEUTRAL: Final[Mapping[str, str | int]] = {
     **dict.fromkeys(_MAXIMA, 0),
     "limit": 0,
     "offset": 0,
+    "page": 0,
     "additional_result_filter": "",
     "additional_table_filters": "{}",
     "partial_result_on_first_cancel": 0,
@@ -57,11 +58,17 @@ NEUTRAL: Final[Mapping[str, str | int]] = {
     "enable_parallel_replicas": 0,
     "parallel_replicas_count": 0,
     "distributed_group_by_no_merge": 0,
-    # Other words for the same SQL.
+    # Another meaning of the same SQL.
+    "select": "",
+    "order": "",
+    "sort": "",
+    "format": "",
+    "output_format": "",
     "aggregate_functions_null_for_empty": 0,
     "apply_deleted_mask": 1,
     "do_not_merge_across_partitions_select_final": 0,
     "empty_result_for_aggregation_by_empty_set": 0,
+    "enable_extended_results_for_datetime_functions": 0,
     "group_by_use_nulls": 0,
     "prefer_column_name_to_alias": 0,
     "session_timezone": "",
@@ -72,4 +79,5 @@ NEUTRAL: Final[Mapping[str, str | int]] = {
     "insert_deduplication_token": "",
     "alter_update_mode": "heavy",  # an erasure rewrites the parts
     "ignore_drop_queries_probability": 0,
+    "run_query_in_background": 0,  # answered before it is done, as an asynchronous insert is
 }

@@ -22,7 +22,10 @@ from clickhouse.statement_settings import CLUSTER_SETTINGS, NEUTRAL, SETTINGS
 
 UNKNOWN_DATABASE: Final = 81
 UNKNOWN_SETTING: Final = 115
+# What no profile may change; `filter` cannot be undone from outside, and later versions may have more of its kind.
+_CANARY: Final = "SELECT number FROM numbers(3) GROUP BY number ORDER BY number"
 _NAMED_SETTING: Final = re.compile(r"[Ss]etting '?(\w+)")
+_SENT_SETTINGS: Final = re.compile(r"/\?[^\s)]*")  # in a message, the reason would be cut off behind them
 _WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
 
 
@@ -152,6 +155,11 @@ class Store:
         """Connects once, so that a wrong DSN is known now and not at the first event; makes a missing database."""
         try:
             self._client()
+            if not self.embedded and self.rows(_CANARY) != [(0,), (1,), (2,)]:
+                raise StoreSetupError(
+                    f"--dsn {self.address}: the user's settings profile changes what statements answer; give a user "
+                    "with a plain one"
+                )
         except StoreUnavailableError as error:
             if self._forget_unknown(error):
                 self._open(create=create)
@@ -164,6 +172,7 @@ class Store:
                     f"--dsn {self.address}: there is no such database; run agentidp-analytics migrate, or name another"
                 ) from error
             self._make_database(database)
+            self._open(create=False)
 
     def _forget_unknown(self, error: StoreUnavailableError) -> bool:
         """Whether a neutral setting was refused as unknown; it is not sent again."""
@@ -184,7 +193,6 @@ class Store:
             bootstrap = self._connected(database="default")
             bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(name)}{on_cluster}")
             bootstrap.close()
-        self._client()
 
     def _client(self) -> Client:
         if self._foothold:
@@ -216,7 +224,7 @@ class Store:
             raise StoreUnavailableError(f"the store at {self.address} failed: {type(error).__name__}") from error
 
     def _translated(self, error: ClickHouseError, *, writing: bool, opening: bool) -> StoreError:
-        text = redact_text(str(error), self.dsn)
+        text = _SENT_SETTINGS.sub("/?...", redact_text(str(error), self.dsn))
         if self.embedded and opening:
             return StoreUnavailableError(f"the embedded store cannot be opened: {text[:300]}")
         if _code(error) in _WRONG_CREDENTIALS:

@@ -36,6 +36,12 @@ HOSTILE: dict[str, dict[str, str]] = {
     "timeout_overflow_mode_leaf": {"timeout_overflow_mode_leaf": "break", "max_execution_time_leaf": "0.001"},
     "limit": {"limit": "1"},
     "offset": {"offset": "1"},
+    "page": {"page": "2", "limit": "1"},
+    "select": {"select": "1"},
+    "order": {"order": "rand()"},
+    "sort": {"sort": "-1"},
+    "format": {"format": "CSV"},
+    "output_format": {"output_format": "CSV"},
     "additional_result_filter": {"additional_result_filter": "0"},
     "additional_table_filters": {"additional_table_filters": "{'agent_slot': '0', 'tenant_day': '0'}"},
     "use_query_cache": {"use_query_cache": "1", "query_cache_system_table_handling": "save"},
@@ -76,6 +82,13 @@ def test_no_profile_changes_an_answer(profile: dict[str, str], profiled: Bridge)
         rig.writer.write(events)
         rig.check(Oracle(events))
         assert rig.totals.fleet().tokens_issued == [8, 4]
+
+
+@pytest.mark.parametrize("condition", ["0", "rowNumberInAllBlocks() < 1"])
+def test_a_profile_that_filters_every_answer_is_refused(profiled: Bridge, condition: str) -> None:
+    profiled.profile(filter=condition)  # a server joins it with what a request sends: nothing sent can undo it
+    with pytest.raises(StoreSetupError, match=r"settings profile|server version query"):
+        Store(profiled.dsn_of("analytics"))
 
 
 def test_every_setting_is_sent_at_its_neutral_value(profiled: Bridge) -> None:

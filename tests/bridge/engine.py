@@ -25,6 +25,7 @@ from tests.bridge.errors import (
 from tests.bridge.statement import Statement
 
 _SETTING_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IN_BACKGROUND: Final = "run_query_in_background"
 DEFAULT_DATABASE: Final = "default"
 _QUOTE: Final = "'"
 
@@ -156,6 +157,8 @@ class _Connection:
                 continue
             if not _SETTING_NAME.fullmatch(name):
                 raise refusal(UNKNOWN_SETTING, f"Unknown setting '{name}'.")
+            if name == _IN_BACKGROUND and value == "0":
+                continue  # the one that no SET takes
             self._query(f"SET {name} = {_escaped(value, _QUOTE)}")
             self._settings[name] = value
 
