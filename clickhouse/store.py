@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -52,7 +52,7 @@ class Store:
         self._foothold: Foothold | None = None
         if self.embedded:
             prepare(embedded_path(dsn), create=create)
-            self._arguments: dict[str, Any] = {"dsn": dsn, "settings": self._settings}
+            self._arguments: dict[str, Any] = {"dsn": dsn}
         else:
             self._arguments = server_arguments(dsn) | {
                 "autogenerate_session_id": False,
@@ -182,10 +182,19 @@ class Store:
         return self._settings.pop(named[1], None) is not None
 
     def _connected(self, **more: Any) -> Client:
-        # Not as the driver's `settings`: it would ask its own first questions without them, and a profile that cuts
-        # those leaves it wrong about the server.
-        HttpClient.params = {name: str(value) for name, value in self._settings.items()}
-        return clickhouse_connect.get_client(**self._arguments, **more)
+        if self.embedded:
+            return clickhouse_connect.get_client(**self._arguments, settings=self._settings, **more)
+        sent = {name: str(value) for name, value in self._settings.items()}
+        # Not as the driver's `settings`: it asks its own first questions without them, and a profile that cuts those
+        # leaves it wrong about the server. Of the whole class, so it is taken back for who else uses the driver; a
+        # thread that loses that race has asked those questions without, and gets them for its own.
+        HttpClient.params = sent
+        try:
+            client = clickhouse_connect.get_client(**self._arguments, **more)
+        finally:
+            HttpClient.params = {}
+        cast(HttpClient, client).params.update(sent)
+        return client
 
     def _make_database(self, name: str) -> None:
         on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 
+import clickhouse_connect
 import pytest
 
 from clickhouse import store as store_module
@@ -120,6 +121,12 @@ def test_all_that_a_profile_can_do_at_once(profiled: Bridge) -> None:
         rig.check(Oracle(one for one in events if one.tenant_id == A and one.issued_at >= oldest))
         assert rig.removal.resume() == 0
         assert verify(store).differences == []
+
+
+def test_other_users_of_the_driver_keep_their_own_settings(server_store: Store, bridge: Bridge) -> None:
+    assert server_store.rows("SELECT getSetting('max_execution_time') > 0") == [(1,)]
+    with clickhouse_connect.get_client(dsn=bridge.dsn) as other:
+        assert other.query("SELECT getSetting('max_execution_time')").result_rows == [(0,)]
 
 
 def test_a_server_that_is_too_old_for_a_setting_is_not_sent_it(

@@ -190,6 +190,7 @@ def test_the_thread_outlives_every_error_and_tells_each_once(
     rig.upkeep.check()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_thread_makes_the_process_unready(server_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     empty(server_store)
     keeper = Keeper(server_store.dsn, None, CollectorRegistry())
