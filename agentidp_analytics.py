@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 from aiohttp import web
@@ -43,10 +43,11 @@ from exporter.web_settings import WebConfigError
 from query_api.app import build_app
 from query_api.dev_keys import DevKey, serve_key_set
 from query_api.logs import configure_logging
+from query_api.ports import Readiness
 from query_api.server import ApiServer
 from query_api.settings import ApiSettings, Limits, Rate
-from query_api.source_tokens import SourceTokensError
-from query_api.tls import TlsFilesError
+from query_api.source_tokens import SourceTokens, SourceTokensError
+from query_api.tls import ServerCertificate, TlsFilesError
 from query_api.trust import Trust, verifying
 from query_api.verifier import DEFAULT_TOKEN_TYPES, Verifier
 
@@ -191,6 +192,25 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files that settings name, read."""
+
+    sources: SourceTokens | None
+    certificate: ServerCertificate | None
+    web_config: WebConfig | None
+
+    @classmethod
+    def read(cls, settings: Settings) -> Files:
+        """Raises SourceTokensError, TlsFilesError or WebConfigError for one that cannot be used."""
+        api = settings.api if settings.trust else ApiSettings()  # without the API, nobody uses its files
+        return cls(
+            sources=SourceTokens(api.ingest_token_file) if api.ingest_token_file else None,
+            certificate=ServerCertificate(api.tls_cert, api.tls_key) if api.tls_cert and api.tls_key else None,
+            web_config=WebConfig(settings.web_config_file) if settings.web_config_file else None,
+        )
+
+
 # --- Wiring ---------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +220,7 @@ async def running(settings: Settings) -> AsyncIterator[None]:
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
+    files = Files.read(settings)  # before the store: a wrong one must not leave a new store behind
     async with contextlib.AsyncExitStack() as stack:
         verifier = None
         if settings.trust is not None:
@@ -211,13 +232,14 @@ async def running(settings: Settings) -> AsyncIterator[None]:
         store_registry = registry if verifier is not None else CollectorRegistry()
         keeper = stack.enter_context(await asyncio.to_thread(Keeper, settings.dsn, settings.cluster, store_registry))
         if verifier is not None:
-            await _start_api(settings, keeper, verifier, registry, stack)
-        await _start_exporter(settings, keeper, registry, stack)
+            await _start_api(settings, files, keeper, verifier, registry, stack)
+        await _start_exporter(settings, files.web_config, keeper, registry, stack)
         yield
 
 
 async def _start_api(
     settings: Settings,
+    files: Files,
     keeper: Keeper,
     verifier: Verifier,
     registry: CollectorRegistry,
@@ -231,13 +253,14 @@ async def _start_api(
     stack.push_async_callback(commit.stop)
     api = build_app(
         settings.api,
+        sources=files.sources,
         verifier=verifier,
         questions=Queries(keeper.store, settings.api.query_seconds),
         inlet=commit,
-        readiness=keeper,
+        readiness=Ready((keeper, commit)),
         registry=registry,
     )
-    server = ApiServer(api, settings.api)
+    server = ApiServer(api, settings.api, files.certificate)
     stack.push_async_callback(server.stop)
     try:
         port = await server.start()
@@ -256,10 +279,24 @@ async def _start_api(
     _in_background(stack, _every_day(daily))
 
 
+class Ready(NamedTuple):
+    """The service can be given work when each of its parts can."""
+
+    parts: Sequence[Readiness]
+
+    def check(self) -> None:
+        """Raises StoreError with the first reason against it."""
+        for part in self.parts:
+            part.check()
+
+
 async def _start_exporter(
-    settings: Settings, keeper: Keeper, registry: CollectorRegistry, stack: contextlib.AsyncExitStack
+    settings: Settings,
+    web_config: WebConfig | None,
+    keeper: Keeper,
+    registry: CollectorRegistry,
+    stack: contextlib.AsyncExitStack,
 ) -> None:
-    web_config = WebConfig(settings.web_config_file) if settings.web_config_file else None
     host, port = settings.metrics_listen
     if settings.only == "api":
         app = build_exporter(None, registry, web_config)

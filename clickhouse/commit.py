@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 MAX_EVENTS_WAITING: Final = 200_000
 MAX_EVENTS_A_COMMIT: Final = 50_000
 LINGER_SECONDS: Final = 0.008
+STUCK_SECONDS: Final = 120.0  # an insert has a time-out of its own; a commit is two of them, or three
+_ENDED: Final = "the committer has ended: nothing is stored until a new start"
 _OVERLOADED: Final = "more events are waiting for the store than it can take; send them again later"
 
 
@@ -50,19 +52,37 @@ class GroupCommit:
         self._complete = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._committer: asyncio.Task[None] | None = None
+        self._under_way_since: float | None = None  # monotonic seconds
 
     async def start(self) -> None:
         """Starts to commit."""
         # One at a time: a second commit beside the first halves the groups and makes both slower.
         self._committer = asyncio.create_task(self._commit_for_ever())
+        self._committer.add_done_callback(self._ended)
 
     async def stop(self) -> None:
         """Refuses new events, stores those that wait, then ends."""
         self._stopping = True
         self._arrived.set()
         if self._committer is not None:
-            await self._committer
+            await asyncio.wait([self._committer])
         self._thread.shutdown()
+
+    def _ended(self, committer: asyncio.Task[None]) -> None:
+        error = None if committer.cancelled() else committer.exception()
+        if error is not None:
+            logger.error(_ENDED, exc_info=error)
+            for waiting in self._queue:
+                if not waiting.done.done():
+                    waiting.done.set_exception(StoreUnavailableError(_ENDED, retry_after=5))
+
+    def check(self) -> None:
+        """Raises StoreUnavailableError when nothing is committed any more. From any thread."""
+        if self._committer is not None and self._committer.done() and not self._stopping:
+            raise StoreUnavailableError(_ENDED, retry_after=5)
+        since = self._under_way_since
+        if since is not None and time.monotonic() - since > STUCK_SECONDS:
+            raise StoreUnavailableError("a commit is under way for too long", retry_after=5)
 
     async def write(self, events: Sequence[Event]) -> None:
         """Returns when every event is durable.
@@ -73,6 +93,7 @@ class GroupCommit:
             return
         if self._stopping:
             raise StoreUnavailableError("the service is stopping", retry_after=5)
+        self.check()
         if self._events_held and self._events_held + len(events) > self._max_waiting:
             raise StoreUnavailableError(_OVERLOADED, retry_after=1)
         waiting = _Waiting(events, asyncio.get_running_loop().create_future())
@@ -122,6 +143,7 @@ class GroupCommit:
         events = [event for waiting in group for event in waiting.events]
         started = time.perf_counter()
         failure: Exception | None = None
+        self._under_way_since = time.monotonic()
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.write, events)
         except Exception as error:  # each waiting request gets it; the committer itself must live on
@@ -131,6 +153,7 @@ class GroupCommit:
         else:
             self._metrics.commit_events.observe(len(events))
             self._metrics.commit_seconds.observe(time.perf_counter() - started)
+        self._under_way_since = None
         self._events_held -= len(events)
         for waiting in group:
             with contextlib.suppress(asyncio.InvalidStateError):

@@ -144,5 +144,10 @@ class Epochs:
         with self._condition:
             return sum(len(epoch.marked) for epoch in self._open())
 
+    def oldest(self) -> float | None:
+        """When the oldest epoch that is not recomputed was opened, in monotonic seconds; None if there is none."""
+        with self._condition:
+            return min((epoch.opened for epoch in self._open()), default=None)
+
     def _open(self) -> list[Epoch]:
         return [*self._sealed, self._current] if self._current else self._sealed

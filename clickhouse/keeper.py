@@ -30,13 +30,15 @@ class Keeper:
 
         Raises StoreError.
         """
+        create = create and dsn.startswith("chdb:")
         self.store = Store(dsn, cluster=cluster, create=create)
-        if self.store.embedded and create:
+        if create:
             applied = schema.migrate(self.store)
             if applied:
                 logger.info("schema of %s brought to %s", self.store.address, applied[-1])
         else:
             schema.check(self.store)
+        self.store.hold()
         epochs = Epochs()
         self.metrics = StoreMetrics(registry, epochs.dirty_slots)
         self.writer = Writer(self.store, epochs)
@@ -51,5 +53,6 @@ class Keeper:
         self.store.close()
 
     def check(self) -> None:
-        """Raises StoreError unless the store answers and has this program's schema."""
+        """Raises StoreError unless the store answers, has this program's schema and its rollups keep up."""
+        self.upkeep.check()
         schema.check(self.store)

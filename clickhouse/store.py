@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Final, cast
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.httpclient import HttpClient
 
+from clickhouse.directory import Foothold, prepare
+from clickhouse.dsn import database_of, embedded_path, redact, redact_text, server_arguments
 from clickhouse.epoch import INSERT_SECONDS
-from clickhouse.errors import StoreError, StoreInUseError, StoreSetupError, StoreUnavailableError
+from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
+from clickhouse.statement_settings import CLUSTER_SETTINGS, NEUTRAL, SETTINGS
 
-# Counts must not depend on what a server's profile says, so every setting that touches them is sent along.
-SETTINGS: Final[Mapping[str, str | int]] = {
-    # An asynchronous insert is answered from memory: a crash would lose what we called durable.
-    "async_insert": 0,
-    # Block deduplication drops an insert by its hash; identity is our own affair, and its window has lost inserts.
-    "insert_deduplicate": 0,
-    # A backfill batch may span every month since 2000; the default of 100 partitions would refuse it.
-    "max_partitions_per_insert_block": 0,
-    "max_memory_usage": 4 * 1024**3,
-    "max_execution_time": 300,
-}
-# What a cluster needs on top: an insert is answered by a majority, and a read sees every answered insert.
-CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
-    "insert_quorum": "auto",
-    "insert_quorum_parallel": 0,
-    "select_sequential_consistency": 1,
-    "distributed_foreground_insert": 1,
-    "distributed_product_mode": "local",  # a subquery asks the shard that it runs on: all of a tenant is there
-    "distributed_ddl_task_timeout": 120,
-}
 UNKNOWN_DATABASE: Final = 81
-_SHORTEST_SECRET: Final = 5
-_SERVER_SCHEMES: Final = ("http", "https", "clickhouse", "clickhouses")
+UNKNOWN_SETTING: Final = 115
+# What no profile may change; `filter` cannot be undone from outside, and later versions may have more of its kind.
+_CANARY: Final = "SELECT number FROM numbers(3) GROUP BY number ORDER BY number"
+_NAMED_SETTING: Final = re.compile(r"[Ss]etting '?(\w+)")
+_SENT_SETTINGS: Final = re.compile(r"/\?[^\s)]*")  # in a message, the reason would be cut off behind them
 _WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
 
 
@@ -57,25 +43,30 @@ class Store:
         self.cluster = cluster
         self.embedded = dsn.startswith("chdb:")
         self.insert_timeout = insert_timeout  # seconds an insert may take before its outcome counts as unknown
-        self._settings = dict(SETTINGS) | (dict(CLUSTER_SETTINGS) if cluster else {})
         self._local = threading.local()
         self._clients: list[Client] = []
         self._lock = threading.Lock()
         self._closed = False
         self._table_types: dict[str, dict[str, str]] = {}
+        self._settings = {**SETTINGS, **(CLUSTER_SETTINGS if cluster else {}), **({} if self.embedded else NEUTRAL)}
+        self._foothold: Foothold | None = None
         if self.embedded:
-            _prepare_directory(dsn, create=create)
-        elif urlsplit(dsn).scheme not in _SERVER_SCHEMES:
-            raise StoreSetupError(
-                f"--dsn {self.address} names no store: give chdb:///absolute/path, clickhouse(s)://host/database "
-                "or http(s)://user:password@host:port/database"
-            )
-        self._client()  # so that a wrong DSN is known now, not at the first event
+            prepare(embedded_path(dsn), create=create)
+            self._arguments: dict[str, Any] = {"dsn": dsn}
+        else:
+            self._arguments = server_arguments(dsn) | {
+                "autogenerate_session_id": False,
+                "connect_timeout": 5,
+                "send_receive_timeout": insert_timeout + 5,
+                "query_retries": 0,
+                "form_encode_query_params": True,  # lists of slots would outgrow a URL
+            }
+        self._open(create=create)
 
     @property
     def path(self) -> Path | None:
         """The directory of an embedded store, None for a server."""
-        return Path(urlsplit(self.dsn).path) if self.embedded else None
+        return embedded_path(self.dsn) if self.embedded else None
 
     @property
     def beside(self) -> Path | None:
@@ -86,6 +77,18 @@ class Store:
     def address(self) -> str:
         """The DSN without its user and password, fit for logs and errors."""
         return redact(self.dsn)
+
+    def hold(self) -> None:
+        """From now on every call raises StoreUnavailableError once the directory was removed, replaced or emptied.
+
+        To be called when all tables are there. Raises StoreError.
+        """
+        if self.path is None:
+            return
+        rows = self.rows("SELECT arrayJoin(data_paths) FROM system.tables WHERE database = currentDatabase()")
+        tables = [Path(folder) / "format_version.txt" for (folder,) in rows]
+        with self._errors():
+            self._foothold = Foothold(self.path, [self.path / "status", self.path / "metadata" / "default", *tables])
 
     def command(self, sql: str, parameters: Mapping[str, Any] | None = None, **settings: str | int) -> None:
         """Runs a statement that returns nothing. Raises StoreError."""
@@ -127,6 +130,8 @@ class Store:
                 column_oriented=True,
                 settings={"max_execution_time": self.insert_timeout},
             )
+        if self._foothold:
+            self._foothold.check()  # or the rows are in a directory that nobody will open again
 
     def _types(self, table: str, names: Sequence[str]) -> list[str]:
         """Column types, asked once a table: the driver would ask before every insert, a third of a small one's time."""
@@ -143,41 +148,74 @@ class Store:
         for client in clients:
             with contextlib.suppress(Exception):
                 client.close()
+        if self._foothold:
+            self._foothold.close()
+
+    def _open(self, *, create: bool) -> None:
+        """Connects once, so that a wrong DSN is known now and not at the first event; makes a missing database."""
+        try:
+            self._client()
+            if not self.embedded and self.rows(_CANARY) != [(0,), (1,), (2,)]:
+                raise StoreSetupError(
+                    f"--dsn {self.address}: the user's settings profile changes what statements answer; give a user "
+                    "with a plain one"
+                )
+        except StoreUnavailableError as error:
+            if self._forget_unknown(error):
+                self._open(create=create)
+                return
+            database = "" if self.embedded else database_of(self.dsn)
+            if not database or _code(error.__cause__) != UNKNOWN_DATABASE:
+                raise StoreSetupError(f"--dsn {self.address}: {error}") from error
+            if not create:
+                raise StoreSetupError(
+                    f"--dsn {self.address}: there is no such database; run agentidp-analytics migrate, or name another"
+                ) from error
+            self._make_database(database)
+            self._open(create=False)
+
+    def _forget_unknown(self, error: StoreUnavailableError) -> bool:
+        """Whether a neutral setting was refused as unknown; it is not sent again."""
+        named = _NAMED_SETTING.search(str(error.__cause__))
+        if _code(error.__cause__) != UNKNOWN_SETTING or named is None or named[1] not in NEUTRAL:
+            return False
+        return self._settings.pop(named[1], None) is not None
+
+    def _connected(self, **more: Any) -> Client:
+        if self.embedded:
+            return clickhouse_connect.get_client(**self._arguments, settings=self._settings, **more)
+        sent = {name: str(value) for name, value in self._settings.items()}
+        # Not as the driver's `settings`: it asks its own first questions without them, and a profile that cuts those
+        # leaves it wrong about the server. Of the whole class, so it is taken back for who else uses the driver; a
+        # thread that loses that race has asked those questions without, and gets them for its own.
+        HttpClient.params = sent
+        try:
+            client = clickhouse_connect.get_client(**self._arguments, **more)
+        finally:
+            HttpClient.params = {}
+        cast(HttpClient, client).params.update(sent)
+        return client
+
+    def _make_database(self, name: str) -> None:
+        on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""
+        with self._errors(opening=True):
+            bootstrap = self._connected(database="default")
+            bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(name)}{on_cluster}")
+            bootstrap.close()
 
     def _client(self) -> Client:
+        if self._foothold:
+            self._foothold.check()
         client: Client | None = getattr(self._local, "client", None)
         if client is None or self._closed:
             if self._closed:
                 raise StoreUnavailableError("the store is closed")
             with self._errors(opening=True):
-                client = self._connect()
+                client = self._connected()
             self._local.client = client
             with self._lock:
                 self._clients.append(client)
         return client
-
-    def _connect(self) -> Client:
-        arguments: dict[str, Any] = {"settings": dict(self._settings)}
-        if not self.embedded:
-            arguments |= {
-                "autogenerate_session_id": False,
-                "connect_timeout": 5,
-                "send_receive_timeout": self.insert_timeout + 5,
-                "query_retries": 0,
-                "form_encode_query_params": True,  # lists of slots would outgrow a URL
-            }
-        try:
-            return clickhouse_connect.get_client(dsn=self.dsn, **arguments)
-        except ClickHouseError as error:
-            database = urlsplit(self.dsn).path.strip("/")
-            if _code(error) != UNKNOWN_DATABASE or self.embedded or not database:
-                raise
-        on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""
-        parts = urlsplit(self.dsn)
-        bootstrap = clickhouse_connect.get_client(dsn=urlunsplit(parts._replace(path="/default")), **arguments)
-        bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(database)}{on_cluster}")
-        bootstrap.close()
-        return clickhouse_connect.get_client(dsn=self.dsn, **arguments)
 
     @contextlib.contextmanager
     def _errors(self, *, writing: bool = False, opening: bool = False) -> Iterator[None]:
@@ -188,13 +226,16 @@ class Store:
             raise
         except ClickHouseError as error:
             raise self._translated(error, writing=writing, opening=opening) from error
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # What answers at first contact may be anything, and the driver then fails in any way.
+            if not opening and not isinstance(error, (OSError, ValueError)):
+                raise
             raise StoreUnavailableError(f"the store at {self.address} failed: {type(error).__name__}") from error
 
     def _translated(self, error: ClickHouseError, *, writing: bool, opening: bool) -> StoreError:
-        text = redact_text(str(error), self.dsn)
+        text = _SENT_SETTINGS.sub("/?...", redact_text(str(error), self.dsn))
         if self.embedded and opening:
-            return StoreSetupError(f"--dsn {self.address}: the embedded store cannot be opened: {text[:300]}")
+            return StoreUnavailableError(f"the embedded store cannot be opened: {text[:300]}")
         if _code(error) in _WRONG_CREDENTIALS:
             return StoreSetupError(f"--dsn {self.address}: the server refused the user or password")
         if writing or opening or _code(error) is None or _code(error) in _TRANSIENT:
@@ -209,7 +250,7 @@ _TRANSIENT: Final = frozenset(
 )
 
 
-def _code(error: ClickHouseError) -> int | None:
+def _code(error: BaseException | None) -> int | None:
     """The engine's error code; None when the error did not come from the engine."""
     return getattr(error, "code", None)
 
@@ -217,52 +258,3 @@ def _code(error: ClickHouseError) -> int | None:
 def quote_name(name: str | None) -> str:
     """An identifier, safe to put between SQL words."""
     return "`" + (name or "").replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-def redact(dsn: str) -> str:
-    """A DSN without user, password and query string."""
-    if "://" not in dsn:
-        return dsn
-    parts = urlsplit(dsn)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def redact_text(text: str, dsn: str) -> str:
-    """Driver messages may repeat the DSN; this takes its password out."""
-    password = urlsplit(dsn).password
-    if not password:
-        return text
-    text = text.replace(dsn, redact(dsn)).replace(f":{password}@", ":***@")
-    # A very short one would blot out half of the message, and protects nothing.
-    return text.replace(password, "***") if len(password) >= _SHORTEST_SECRET else text
-
-
-def _prepare_directory(dsn: str, *, create: bool) -> None:
-    path = Path(urlsplit(dsn).path)
-    if not path.is_absolute():
-        raise StoreSetupError(
-            f"--dsn {dsn}: an embedded store needs an absolute path, such as chdb:///var/lib/agentidp"
-        )
-    if not create and not path.is_dir():
-        raise StoreSetupError(f"--dsn {dsn} does not exist; name the directory that serve or ingest writes to")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreSetupError(f"--dsn {dsn}: the directory cannot be made: {error.strerror}") from error
-    if _is_locked(path / "status"):
-        raise StoreInUseError(
-            f"--dsn {dsn}: another process has this embedded store open; stop that process, or share the store "
-            "through a ClickHouse server"
-        )
-
-
-def _is_locked(status: Path) -> bool:
-    """Whether the engine of another process holds its lock; the engine's own error for this is a riddle."""
-    try:
-        with status.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from clickhouse.epoch import ORPHAN_AFTER_SECONDS, Epochs, epoch_made_at_ms
-from clickhouse.errors import StoreError
+from clickhouse.errors import StoreError, StoreUnavailableError
 from clickhouse.metrics import StoreMetrics
 from clickhouse.rollups import Recompute, Rollups
 from clickhouse.store import Store
@@ -22,6 +22,8 @@ _DUTY: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 10.0  # the exporter shows what is rolled up, so a pause is how far it lags
 _RETRY_SECONDS: Final = 2.0
 _ADOPT_EVERY_SECONDS: Final = 10.0
+# Of waiting without any recount getting on. Answers stay exact, but counters stand still and questions get slow.
+_STUCK_SECONDS: Final = 600.0
 
 
 class Upkeep:
@@ -46,6 +48,9 @@ class Upkeep:
         self._last_seconds = 0.0
         self._adopted_at = float("-inf")
         self._working = threading.Lock()
+        self._is_paused = False
+        self._moved_at = time.monotonic()  # when a recount last got on
+        self._trouble = ""  # the error that the thread has met and told
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -76,7 +81,23 @@ class Upkeep:
     def paused(self) -> Iterator[None]:
         """No recompute of this process runs inside; it would bring back rollups of events being removed."""
         with self._working:
-            yield
+            self._is_paused = True
+            try:
+                yield
+            finally:
+                self._is_paused = False
+                self._moved_at = time.monotonic()
+
+    def check(self) -> None:
+        """Raises StoreUnavailableError when the thread has ended, or events wait too long for their recount."""
+        if self._thread is not None and not self._thread.is_alive() and not self._stopping.is_set():
+            raise StoreUnavailableError("the upkeep thread has ended: no event is rolled up until a new start")
+        oldest = self._epochs.oldest()
+        if oldest is None or self._is_paused:
+            return
+        waiting = time.monotonic() - max(oldest, self._moved_at)
+        if waiting > _STUCK_SECONDS:
+            raise StoreUnavailableError(f"events have waited {waiting:.0f} s for their recount: {self._trouble}")
 
     def repair(self, progress: Callable[[int], None] = lambda slots: None) -> Recompute | None:
         """Recomputes epochs whose process is gone: all foreign ones of an embedded store, old ones of a server.
@@ -88,7 +109,7 @@ class Upkeep:
             if not orphans:
                 return None
             logger.info("repairing: %d epochs of an earlier process were not rolled up", len(orphans))
-            done = self._rollups.recompute(orphans, progress)
+            done = self._rollups.recompute(orphans, self._moving(progress))
             logger.info("repaired: %d slots recounted in %.1f s", done.slots, done.seconds)
             return done
 
@@ -108,10 +129,29 @@ class Upkeep:
                         min(max(self._pause_seconds, self._last_seconds / _DUTY), _LONGEST_PAUSE_SECONDS)
                     )
                     self.settle()
-            except StoreError as error:
+                self._tell(None)
+            except Exception as error:  # whatever it was: a thread that ends here leaves every counter frozen
                 self._metrics.recompute_failures.inc()
-                logger.warning("recompute failed, will be tried again: %s", error)
+                self._tell(error)
                 self._stopping.wait(_RETRY_SECONDS)
+
+    def _tell(self, error: Exception | None) -> None:
+        """Logs the outcome of a round if it is another than the last one's."""
+        trouble = "" if error is None else f"{type(error).__name__}: {error}"
+        if trouble != self._trouble and error is None:
+            logger.info("recompute works again")
+        elif trouble != self._trouble:
+            expected = isinstance(error, StoreError)
+            level = logging.WARNING if expected else logging.ERROR
+            logger.log(level, "recompute failed, will be tried again: %s", error, exc_info=None if expected else error)
+        self._trouble = trouble
+
+    def _moving(self, progress: Callable[[int], None] = lambda slots: None) -> Callable[[int], None]:
+        def moved(slots: int) -> None:
+            self._moved_at = time.monotonic()
+            progress(slots)
+
+        return moved
 
     def _adopt(self) -> None:
         now = time.monotonic()
@@ -124,7 +164,7 @@ class Upkeep:
             landed = self._epochs.landed(time.monotonic())
             if not landed:
                 return
-            done = self._rollups.recompute([epoch.id for epoch in landed])
+            done = self._rollups.recompute([epoch.id for epoch in landed], self._moving())
             for epoch in landed:
                 self._epochs.close(epoch)
             self._last_seconds = done.seconds

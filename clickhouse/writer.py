@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from clickhouse.epoch import REMARK_AFTER_SECONDS, Epoch, Epochs, Slot, slot_start
-from clickhouse.errors import StoreUnavailableError
 from clickhouse.event import Event
 from clickhouse.store import Store
 
@@ -39,7 +38,7 @@ class Writer:
             self._mark(epoch, slots)
             self._store.insert("events", Event._fields, columns)
             landed_rows = len(events)
-        except StoreUnavailableError:
+        except Exception:
             # It may still land until the server gives up on it; the rollups must not be called clean before.
             not_before = time.monotonic() + self._store.insert_timeout
             raise

@@ -171,6 +171,7 @@ class Api:
 def build_app(
     settings: ApiSettings,
     *,
+    sources: SourceTokens | None,
     verifier: TokenVerifier,
     questions: Questions,
     inlet: Inlet,
@@ -181,11 +182,9 @@ def build_app(
 ) -> Api:
     """Wires the API together; must be called on the event loop that will serve it.
 
-    `clock` gives Unix seconds, `timer` monotonic seconds (rate limits). Raises SourceTokensError for an ingest token
-    file that cannot be used.
+    Without `sources` nobody may send events. `clock` gives Unix seconds, `timer` monotonic seconds (rate limits).
     """
     metrics = ApiMetrics(registry)
-    sources = None if settings.ingest_token_file is None else SourceTokens(settings.ingest_token_file)
     query_threads = ThreadPoolExecutor(settings.query_threads, thread_name_prefix="query")
     # One: decoding needs the interpreter, which is the event loop's as well, and two would only make that wait longer.
     decoders = ThreadPoolExecutor(1, thread_name_prefix="decode")

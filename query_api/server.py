@@ -113,13 +113,11 @@ def _request(
 class ApiServer:
     """Serves an Api on `settings.host` and `settings.port`."""
 
-    def __init__(self, api: Api, settings: ApiSettings) -> None:
-        """Raises query_api.tls.TlsFilesError for a certificate that cannot be used."""
+    def __init__(self, api: Api, settings: ApiSettings, certificate: ServerCertificate | None) -> None:
+        """Without a `certificate` it serves plain HTTP."""
         self._api = api
         self._settings = settings
-        self._certificate = (
-            ServerCertificate(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
-        )
+        self._certificate = certificate
         self._listener: asyncio.Server | None = None
         self._http: _HttpServer | None = None
 

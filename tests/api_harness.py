@@ -36,6 +36,8 @@ from query_api.keys import KeySet
 from query_api.logs import JsonFormatter
 from query_api.server import ApiServer
 from query_api.settings import ApiSettings
+from query_api.source_tokens import SourceTokens
+from query_api.tls import ServerCertificate
 from query_api.verifier import Verifier, VerifierSettings
 from tests.tokens import Issuer, JwksServer
 
@@ -267,6 +269,7 @@ async def serving(
         )
         api = build_app(
             wanted,
+            sources=SourceTokens(wanted.ingest_token_file) if wanted.ingest_token_file else None,
             verifier=verifier,
             questions=questions,
             inlet=inlet,
@@ -275,7 +278,8 @@ async def serving(
             clock=clock,
             timer=timer,
         )
-        server = ApiServer(api, wanted)
+        certificate = ServerCertificate(wanted.tls_cert, wanted.tls_key) if wanted.tls_cert and wanted.tls_key else None
+        server = ApiServer(api, wanted, certificate)
         port = await server.start()
         try:
             yield Service(

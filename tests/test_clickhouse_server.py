@@ -110,6 +110,39 @@ def test_group_commit_bounds_what_waits_and_recovers(rig: Rig, bridge: Bridge) -
     assert answered
 
 
+def test_a_committer_that_died_or_hangs_is_told_at_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, bridge: Bridge
+) -> None:
+    def die(_: GroupCommit) -> None:
+        raise RuntimeError("a defect")
+
+    async def scenario() -> None:
+        commit = GroupCommit(rig.writer, StoreMetrics(CollectorRegistry()))
+        await commit.start()
+        await commit.write([event("e1")])
+        commit.check()
+        bridge.fail("hang", 1, "events")
+        hanging = asyncio.create_task(commit.write([event("e2")]))
+        await asyncio.to_thread(bridge.wait_hanging, 1)
+        commit.check()
+        monkeypatch.setattr("clickhouse.commit.STUCK_SECONDS", 0.0)
+        with pytest.raises(StoreUnavailableError, match="under way"):
+            commit.check()
+        await asyncio.to_thread(bridge.reset, land=True)
+        await hanging
+        commit.check()
+        monkeypatch.setattr(GroupCommit, "_take", die)
+        with pytest.raises(StoreUnavailableError, match="committer"):
+            await commit.write([event("e3")])
+        with pytest.raises(StoreUnavailableError, match="committer"):
+            commit.check()
+        with pytest.raises(StoreUnavailableError, match="committer"):
+            await commit.write([event("e4")])
+        await commit.stop()
+
+    asyncio.run(scenario())
+
+
 def test_four_writers_on_one_server_converge(server_store: Store, bridge: Bridge) -> None:
     bridge.reset()
     empty(server_store)

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from clickhouse.epoch import ORPHAN_AFTER_SECONDS
 from clickhouse.errors import StoreError, StoreUnavailableError
 from clickhouse.event import Event
 from clickhouse.high_water import HighWater
+from clickhouse.keeper import Keeper
+from clickhouse.rollups import Recompute, Rollups
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 from clickhouse.totals import Totals
@@ -21,6 +25,7 @@ from clickhouse.verify import verify
 from tests.conftest import empty
 from tests.oracle import Oracle
 from tests.rig import NOW, Rig
+from tests.service import wait_for
 
 A, B = "org-a", "org-b"
 
@@ -150,6 +155,67 @@ def test_the_thread_settles_by_itself(store: Store) -> None:
     finally:
         rig.upkeep.stop()
     rig.check(Oracle(spread(20)))
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, rig: Rig, errors: list[BaseException]) -> None:
+    """The next recomputes of the rig end with these errors, at a quick pace."""
+    monkeypatch.setattr("clickhouse.upkeep._RETRY_SECONDS", 0.01)
+    recompute = Rollups.recompute
+
+    def fail(rollups: Rollups, *arguments: Any) -> Recompute:
+        if errors:
+            raise errors.pop(0)
+        return recompute(rollups, *arguments)
+
+    monkeypatch.setattr(Rollups, "recompute", fail)
+
+
+def test_the_thread_outlives_every_error_and_tells_each_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(store)
+    unexpected = [RuntimeError("an engine's own")] * 5
+    failing(monkeypatch, rig, [*unexpected, StoreUnavailableError("disk full"), StoreUnavailableError("disk full")])
+    with caplog.at_level("INFO", "clickhouse.upkeep"):
+        rig.upkeep.start()
+        try:
+            rig.writer.write(spread(20))
+            wait_for(lambda: rig.totals.fleet().tokens_issued == [20], 30, lambda: caplog.text)
+            wait_for(lambda: "works again" in caplog.text, 30)
+        finally:
+            rig.upkeep.stop()
+    assert rig.value("agentidp_analytics_recompute_failures_total") == 7
+    told = [(record.levelname, record.message.rpartition(": ")[2]) for record in caplog.records]
+    assert told == [("ERROR", "an engine's own"), ("WARNING", "disk full"), ("INFO", "recompute works again")]
+    rig.upkeep.check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_makes_the_process_unready(server_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty(server_store)
+    keeper = Keeper(server_store.dsn, None, CollectorRegistry())
+    keeper.check()
+    failing(monkeypatch, Rig(server_store), [SystemExit()])
+    keeper.upkeep.start()
+    keeper.writer.write(spread(1))
+    assert keeper.upkeep._thread is not None
+    keeper.upkeep._thread.join(30)
+    with pytest.raises(StoreUnavailableError, match="upkeep thread"):
+        keeper.check()
+    keeper.upkeep.stop()
+
+
+def test_events_that_wait_for_long_make_the_process_unready(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(store)
+    rig.writer.write(spread(1))
+    rig.upkeep.check()
+    monkeypatch.setattr("clickhouse.upkeep._STUCK_SECONDS", 0.0)
+    with pytest.raises(StoreUnavailableError, match="recount"):
+        rig.upkeep.check()
+    with rig.upkeep.paused():
+        rig.upkeep.check()  # a removal may take its time
+    rig.upkeep.settle()
+    rig.upkeep.check()
 
 
 def test_many_writers_a_recompute_and_readers_at_once(store: Store) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from clickhouse.store import Store
 from tests.bridge.process import Bridge
 from tests.service import (
     AUDIENCE,
@@ -377,6 +378,61 @@ def test_a_mistyped_store_is_neither_made_nor_found_in_order(tmp_path: Path) -> 
         ended = run(*command, "--dsn", f"chdb://{tmp_path / 'typo'}")
         assert (ended.returncode, "does not exist" in ended.stderr) == (2, True), ended.stderr
     assert not (tmp_path / "typo").exists()
+
+
+def every_command(tmp_path: Path) -> list[list[str]]:
+    """Each command that opens the store, without its --dsn."""
+    (tmp_path / "a.ndjson").write_bytes(ndjson(events(1)))
+    ingest = ["ingest", str(tmp_path / "a.ndjson")]
+    return [[*SERVE, *TRUST], ["migrate"], ingest, ["export"], ["verify"], ["erase", "--tenant", "org-a"]]
+
+
+def content(directory: Path) -> list[tuple[str, bytes | None]]:
+    return sorted((str(path), path.read_bytes() if path.is_file() else None) for path in directory.rglob("*"))
+
+
+def test_a_directory_that_is_no_store_is_left_as_it_was(tmp_path: Path) -> None:
+    photos, nothing = tmp_path / "photos", tmp_path / "nothing"
+    (photos / "tmp").mkdir(parents=True)
+    (photos / "one.jpg").write_bytes(b"jpg")
+    nothing.mkdir()
+    before = content(photos)
+    for command in every_command(tmp_path):
+        for directory in (photos, nothing) if command[0] in ("export", "verify", "erase") else (photos,):
+            ended = run(*command, "--dsn", f"chdb://{directory}")
+            assert (ended.returncode, "is no store" in ended.stderr) == (2, True), (command, ended.stderr)
+    assert content(photos) == before
+    assert not list(nothing.iterdir())
+
+
+def test_a_copy_whose_links_were_followed_is_told_by_every_command(tmp_path: Path) -> None:
+    assert run("migrate", "--dsn", f"chdb://{tmp_path / 'store'}").returncode == 0
+    subprocess.run(["cp", "-rL", tmp_path / "store", tmp_path / "copy"], check=True)
+    before = content(tmp_path / "copy")
+    for command in every_command(tmp_path):
+        ended = run(*command, "--dsn", f"chdb://{tmp_path / 'copy'}")
+        assert (ended.returncode, "symbolic links were followed" in ended.stderr) == (2, True), (command, ended.stderr)
+    assert content(tmp_path / "copy") == before
+
+
+@pytest.mark.parametrize("option", ["--tls-cert={0} --tls-key={0}", "--ingest-token-file={0}", "--web-config-file={0}"])
+def test_a_wrong_file_is_found_before_a_store_is_made(tmp_path: Path, option: str) -> None:
+    (tmp_path / "wrong").write_text("[not: what it should be")
+    given = option.format(tmp_path / "wrong").split()
+    ended = run(*SERVE, *TRUST, *given, "--dsn", f"chdb://{tmp_path / 'store'}")
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_mistyped_database_is_not_made(tmp_path: Path, bridge: Bridge) -> None:
+    (tmp_path / "a.ndjson").write_bytes(ndjson(events(1)))
+    for command in (["verify"], ["export"], ["ingest", str(tmp_path / "a.ndjson")], [*SERVE, *TRUST]):
+        ended = run(*command, "--dsn", bridge.dsn_of("typo"))
+        assert (ended.returncode, "there is no such database" in ended.stderr) == (2, True), ended.stderr
+    store = Store(bridge.dsn)
+    assert store.rows("SELECT count() FROM system.databases WHERE name = 'typo'") == [(0,)]
+    store.close()
 
 
 def test_rejects_never_overwrite_the_input_and_keep_every_byte(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tests.bridge.errors import (
 from tests.bridge.statement import Statement
 
 _SETTING_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IN_BACKGROUND: Final = "run_query_in_background"
 DEFAULT_DATABASE: Final = "default"
 _QUOTE: Final = "'"
 
@@ -65,6 +66,7 @@ class Engine:
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
         self._sessions: dict[str, _Session] = {}
+        self.profile: Mapping[str, str] = {}  # settings of the user, which those of a request override
         self._anchor = chdb.connect(self._path)  # the engine shuts down with its last connection
         self.version, self.timezone = (
             self._anchor.query("SELECT version(), timezone()", "TabSeparated").bytes().decode().strip().split("\t")
@@ -73,7 +75,7 @@ class Engine:
     def execute(self, request: Request) -> Reply:
         """Runs one request to its end."""
         with self._session(request) if request.session_id else self._pooled(request) as connection:
-            connection.prepare(request)
+            connection.prepare(request, {**self.profile, **request.settings})
             return connection.run(request)
 
     def close(self) -> None:
@@ -139,8 +141,8 @@ class _Connection:
     def close(self) -> None:
         self._raw.close()
 
-    def prepare(self, request: Request) -> None:
-        """Makes the database and exactly the settings of this request hold.
+    def prepare(self, request: Request, settings: Mapping[str, str]) -> None:
+        """Makes the database of the request and exactly these settings hold.
 
         They stay until the next request: most carry the same ones, so most requests cost no extra statement.
         """
@@ -148,13 +150,15 @@ class _Connection:
         if database and database != self._database:
             self._query(f"USE {_escaped(database, '`')}")
             self._database = database
-        self._reset(self._settings.keys() - request.settings.keys())
+        self._reset(self._settings.keys() - settings.keys())
         # `readonly` last: it forbids to set anything after it.
-        for name, value in sorted(request.settings.items(), key=lambda item: item[0] == "readonly"):
+        for name, value in sorted(settings.items(), key=lambda item: item[0] == "readonly"):
             if self._settings.get(name) == value:
                 continue
             if not _SETTING_NAME.fullmatch(name):
                 raise refusal(UNKNOWN_SETTING, f"Unknown setting '{name}'.")
+            if name == _IN_BACKGROUND and value == "0":
+                continue  # the one that no SET takes
             self._query(f"SET {name} = {_escaped(value, _QUOTE)}")
             self._settings[name] = value
 

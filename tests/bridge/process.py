@@ -89,6 +89,10 @@ class Bridge:
         """Makes the next `count` inserts (into `table`, without its database, when given) fail; see Mode."""
         self._control("POST", "fail", mode=str(mode), next=str(count), table=table)
 
+    def profile(self, **settings: str) -> None:
+        """The settings profile of the user from now on, in place of the one before."""
+        self._control("POST", "profile", **settings)
+
     def wait_hanging(self, count: int = 1) -> None:
         """Returns as soon as `count` inserts hang, after `fail("hang")`."""
         self._control("GET", "wait_hanging", count=str(count))

@@ -61,6 +61,7 @@ class Server:
         app.router.add_get("/ping", self._ping)
         app.router.add_post("/_bridge/fail", self._fail)
         app.router.add_post("/_bridge/reset", self._reset)
+        app.router.add_post("/_bridge/profile", self._profile)
         app.router.add_get("/_bridge/wait_hanging", self._wait_hanging)
         app.router.add_route("*", "/", self._query)
         return app
@@ -134,6 +135,10 @@ class Server:
 
     async def _reset(self, request: web.Request) -> web.Response:
         await self._faults.reset(land=request.query.get("land") == "1")
+        return web.Response(text="Ok.\n")
+
+    async def _profile(self, request: web.Request) -> web.Response:
+        self._engine.profile = dict(request.query)
         return web.Response(text="Ok.\n")
 
     async def _wait_hanging(self, request: web.Request) -> web.Response:
