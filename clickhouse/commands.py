@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from clickhouse import schema
 from clickhouse.backfill import Reject, backfill
+from clickhouse.errors import StoreError
 from clickhouse.export import export
 from clickhouse.keeper import Keeper
 from clickhouse.options import EXISTING_FILE, option, store_options
@@ -65,6 +66,7 @@ def ingest(
         if url is None:
             keeper = stack.enter_context(Keeper(dsn, cluster, CollectorRegistry()))
             keeper.upkeep.repair()
+            keeper.removal.resume()
             write, after_batch = keeper.writer.write, keeper.upkeep.settle_if_behind
         else:
             if token_file is None:
@@ -160,13 +162,23 @@ def _print_report(report: Report) -> None:
 # No variables for these two: what a shell happens to have exported must not choose what is destroyed.
 @click.option("--tenant", required=True, help="The tenant to erase.")
 @click.option("--agent", help="Erase only this agent of the tenant.")
-def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None) -> None:
-    """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls."""
-    with Keeper(dsn, cluster, CollectorRegistry(), create=False) as keeper:
+@click.option("--dry-run", is_flag=True, help="Only say what would be erased.")
+def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run: bool) -> None:
+    """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls. Exit 1 if there are none."""
+    whose = tenant_option(tenant)
+    with Progress() as progress, Keeper(dsn, cluster, CollectorRegistry(), create=False) as keeper:
+        progress.say("rolling up ...")
         keeper.upkeep.repair()
-        keeper.removal.resume()
-        removed = keeper.removal.erase(tenant_option(tenant), agent, datetime.now(UTC))
-    click.echo(f"erased {removed.issued:,} issued and {removed.failed:,} refused tokens of {tenant}")
+        if dry_run:
+            removed = keeper.removal.preview(whose, agent)
+        else:
+            progress.say("erasing: the parts of the store that hold these events are written anew ...")
+            removed = keeper.removal.erase(whose, agent, datetime.now(UTC))
+    name = f"agent {agent!r} of tenant {tenant}" if agent else f"tenant {tenant}"
+    if removed is None:
+        raise StoreError(f"there is no event of {name}; nothing was erased")
+    done = "would erase" if dry_run else "erased"
+    click.echo(f"{done} {removed.issued:,} issued and {removed.failed:,} refused tokens of {name}")
 
 
 def tenant_option(text: str) -> TenantId:

@@ -7,11 +7,15 @@ One mark serves all inserts of an epoch, so steady traffic pays one insert a com
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Final
+
+from clickhouse.errors import StoreUnavailableError
 
 SLOT_MS: Final = 15 * 60 * 1000
 _RANDOM_BITS: Final = 20
@@ -36,9 +40,9 @@ def day_start(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
 
 
-def new_epoch_id(now_ms: int) -> int:
-    """An id that no other process makes and that tells when it was made (see `epoch_age_ms`)."""
-    return (now_ms << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+def new_epoch_id(now_ms: int, number: int | None = None) -> int:
+    """An id that tells when it was made (see `epoch_made_at_ms`); by `number`, or one that no other process makes."""
+    return (now_ms << _RANDOM_BITS) | (secrets.randbits(_RANDOM_BITS) if number is None else number)
 
 
 def epoch_made_at_ms(epoch_id: int) -> int:
@@ -66,10 +70,12 @@ class Epochs:
         self._current: Epoch | None = None
         self._sealed: list[Epoch] = []
         self._ended = False
+        self._held = False
 
     def enter(self, now_ms: int, monotonic: float) -> Epoch:
         """The epoch to write under; `leave` must follow."""
         with self._condition:
+            self._condition.wait_for(lambda: not self._held)
             if self._current is not None and monotonic - self._current.opened > MAX_OPEN_SECONDS:
                 self.seal()
             if self._current is None:
@@ -117,6 +123,25 @@ class Epochs:
             if self._current is not None:
                 self._sealed.append(self._current)
                 self._current = None
+
+    @contextlib.contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        """No insert is under way inside: those that come wait at `enter`.
+
+        Raises StoreUnavailableError when those under way do not end within `timeout` seconds.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: not self._held)
+            self._held = True
+        try:
+            with self._condition:
+                if not self._condition.wait_for(lambda: all(epoch.in_flight == 0 for epoch in self._open()), timeout):
+                    raise StoreUnavailableError("an insert does not end")
+            yield
+        finally:
+            with self._condition:
+                self._held = False
+                self._condition.notify_all()
 
     def landed(self, monotonic: float) -> list[Epoch]:
         """The sealed epochs all of whose inserts have landed."""

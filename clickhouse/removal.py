@@ -1,18 +1,24 @@
 """Removal: retention and erasure, which take events away without a counter ever falling.
 
-Each removal is written down with what it takes before it takes anything. The exporter adds that to a tenant's total
-once the removal is done; until then its own high-water mark holds the counter. A crash leaves the record, and the
-next start carries it out again: deleting what is gone is no work.
+Each removal is written down with what it takes, then one statement deletes the events, then their rollups go, then it
+is done: only then does the exporter add it to a tenant's total, and until then its own high-water mark holds the
+counter. What is counted and what is deleted are the same events, because nobody writes between the two; whatever
+arrives later is not touched by a mutation that was submitted before, and is counted as any late event is.
+
+An interruption leaves the record. If the engine knows the mutation, the rest is done again, which is no work where it
+was done. If it does not, nothing was deleted, and what was counted may be more by now: the record is withdrawn.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from clickhouse.epoch import new_epoch_id
+from clickhouse.epoch import Slot, new_epoch_id
+from clickhouse.errors import StoreUnavailableError
 from clickhouse.store import Store, quote_name
 from clickhouse.tenant import TenantId
 from clickhouse.upkeep import Upkeep
@@ -21,6 +27,8 @@ from clickhouse.writer import Writer
 logger = logging.getLogger(__name__)
 
 _COLUMNS: Final = ("tenant_id", "removal_id", "agent_id", "before", "issued", "failed", "done")
+# Values of `done`; max() is what counts, so a withdrawn removal never comes back.
+_PENDING, _DONE, _WITHDRAWN = 0, 1, 2
 
 _OLDER_THAN: Final = """
 SELECT tenant_id, sum(issued), sum(failed) FROM tenant_day FINAL
@@ -39,13 +47,38 @@ FROM
 
 _OF_TENANT: Final = "SELECT sum(issued), sum(failed) FROM tenant_day FINAL WHERE tenant_id = {tenant:String}"
 
-_SLOTS_OF: Final = """
-SELECT DISTINCT toUnixTimestamp(slot) FROM agent_slot
-WHERE tenant_id = {tenant:String} AND ({agent:String} = '' OR agent_id = {agent:String})"""
+_OLD: Final = "issued_at < toDateTime({before:UInt32}, 'UTC')"
+_OLD_SLOT: Final = "slot < toDateTime({before:UInt32}, 'UTC')"
+_OLD_DAY: Final = "day < toDate(toDateTime({before:UInt32}, 'UTC'))"
+_WHOSE_TENANT: Final = "tenant_id = {tenant:String}"
+_WHOSE: Final = "tenant_id = {tenant:String} AND ({agent:String} = '' OR agent_id = {agent:String})"
 
-_PENDING: Final = """
+_EVENTS_OF: Final = f"SELECT count() FROM events WHERE {_WHOSE}"
+_SLOTS_OF: Final = f"SELECT DISTINCT tenant_id, toUnixTimestamp(slot) FROM agent_slot WHERE {_WHOSE}"
+
+_PENDING_REMOVALS: Final = """
 SELECT tenant_id, removal_id, max(agent_id), toUnixTimestamp(max(before)), max(issued), max(failed)
 FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 0"""
+
+_NAMED_BUT_OVER: Final = """
+SELECT removal_id FROM removals GROUP BY tenant_id, removal_id HAVING max(done) > 0 AND max(agent_id) != ''"""
+
+_REMOVALS_BEFORE: Final = """
+SELECT uniqExact(removal_id) FROM
+(
+    SELECT removal_id FROM removals GROUP BY tenant_id, removal_id
+    HAVING max(done) > 0 AND toUnixTimestamp(max(before)) = {before:UInt32}
+)"""
+
+_MARKS_BEFORE: Final = f"SELECT count() FROM marks WHERE {_OLD_SLOT}"
+
+# Slots that still have events after a removal: they came while it ran.
+_SLOTS_LEFT: Final = "SELECT DISTINCT tenant_id, toUnixTimestamp(toStartOfFifteenMinutes(issued_at)) FROM events WHERE "
+_OLD_SLOTS_LEFT: Final = _SLOTS_LEFT + _OLD
+_WHOSE_SLOTS_LEFT: Final = _SLOTS_LEFT + _WHOSE
+
+_POLL_SECONDS: Final = 0.05
+_LONGEST_POLL_SECONDS: Final = 2.0
 
 
 class Removed(NamedTuple):
@@ -59,95 +92,178 @@ class Removed(NamedTuple):
     failed: int
 
 
-class Removal:
-    """Runs in the process that writes. Blocking; every method raises StoreError."""
+class _Scope(NamedTuple):
+    """Which rows of which tables go; `parameters` belong to every condition and statement."""
 
-    def __init__(self, store: Store, writer: Writer, upkeep: Upkeep) -> None:
+    events: str
+    rollups: dict[str, str]  # table -> condition
+    slots_left: str
+    parameters: dict[str, Any]
+
+
+class Removal:
+    """Runs in the process that writes, one removal at a time. Blocking; every method raises StoreError."""
+
+    def __init__(
+        self, store: Store, writer: Writer, upkeep: Upkeep, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._store = store
         self._writer = writer
         self._upkeep = upkeep
+        self._sleep = sleep
 
     def retain(self, days: int, now: datetime) -> list[Removed]:
         """Removes the events and rollups of all UTC days before the last `days` ones (today included)."""
+        self.resume()
         cutoff = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
         before = int(cutoff.timestamp())
-        self._upkeep.settle()
-        # The cut-off names the removal: two processes that do the same one take away, and add to a counter, once.
-        removed = [
-            Removed(tenant, before, "", before, int(issued), int(failed))
-            for tenant, issued, failed in self._store.rows(_OLDER_THAN, {"before": before})
-        ]
-        self._record(removed, done=False)
-        self._carry_out(removed)
+        with self._upkeep.exclusive() as let_write:
+            if self._store.rows(_MARKS_BEFORE, {"before": before}) != [(0,)]:
+                raise StoreUnavailableError("another process writes events that are older than the retention")
+            # Two processes that do the same at once take away, and add to a counter, once: under one number. A later
+            # one of the same day, for what came since, has another.
+            number = self._store.rows(_REMOVALS_BEFORE, {"before": before})[0][0]
+            removal_id = new_epoch_id(before * 1000, number)
+            removed = [
+                Removed(tenant, removal_id, "", before, int(issued), int(failed))
+                for tenant, issued, failed in self._store.rows(_OLDER_THAN, {"before": before})
+            ]
+            if removed:
+                self._begin(removed)
+            let_write()
+            self._delete_rollups_of(removed)
+        self._finish(removed)
         return removed
 
-    def erase(self, tenant: TenantId, agent: str | None, now: datetime) -> Removed:
-        """Removes every trace of a tenant, or of one agent of it, but the tenant's share in its own counters."""
-        self._upkeep.settle()
-        statement, parameters = (
-            (_OF_TENANT, {"tenant": str(tenant)})
-            if agent is None
-            else (_OF_AGENT, {"tenant": str(tenant), "agent": agent})
-        )
-        issued, failed = self._store.rows(statement, parameters)[0]
+    def erase(self, tenant: TenantId, agent: str | None, now: datetime) -> Removed | None:
+        """Removes every trace of a tenant, or of one agent of it, but the tenant's share in its own counters.
+
+        None if there is nothing to remove.
+        """
+        self.resume()
         removal_id = new_epoch_id(int(now.timestamp() * 1000))
-        removed = Removed(str(tenant), removal_id, agent or "", 0, max(0, int(issued)), max(0, int(failed)))
-        self._record([removed], done=False)
-        self._carry_out([removed])
+        with self._upkeep.exclusive() as let_write:
+            removed = self._counted(tenant, agent, removal_id)
+            if removed is None:
+                return None
+            self._begin([removed])
+            let_write()
+            self._delete_rollups_of([removed])
+        self._finish([removed])
         return removed
+
+    def preview(self, tenant: TenantId, agent: str | None) -> Removed | None:
+        """What `erase` would remove; changes nothing but the rollups, which are brought up to date."""
+        with self._upkeep.exclusive():
+            return self._counted(tenant, agent, 0)
 
     def resume(self) -> int:
-        """Carries out what a crash interrupted; returns how many tenants' removals that were."""
-        pending = [Removed(*row) for row in self._store.rows(_PENDING)]
-        if pending:
-            logger.info("resuming %d interrupted removals", len(pending))
-            self._carry_out(pending)
+        """Ends what an interruption left; returns how many tenants' removals that were."""
+        pending = [Removed(*row) for row in self._store.rows(_PENDING_REMOVALS)]
+        for removal_id in {entry.removal_id for entry in pending}:
+            parts = [entry for entry in pending if entry.removal_id == removal_id]
+            if self._mutations(removal_id):
+                logger.info("resuming an interrupted removal of %d tenants", len(parts))
+                with self._upkeep.paused():
+                    self._delete_rollups_of(parts)
+                self._finish(parts)
+            else:
+                logger.info("an interrupted removal of %d tenants had not begun and is withdrawn", len(parts))
+                self._record(parts, _WITHDRAWN)
+        for (removal_id,) in self._store.rows(_NAMED_BUT_OVER):
+            self._forget_name(removal_id)
         return len(pending)
 
-    def _record(self, removed: Sequence[Removed], *, done: bool) -> None:
-        rows = [(*entry, int(done)) for entry in removed]
+    def _counted(self, tenant: TenantId, agent: str | None, removal_id: int) -> Removed | None:
+        whose = {"tenant": str(tenant), "agent": agent or ""}
+        if self._store.rows(_EVENTS_OF, whose) == [(0,)]:
+            return None
+        statement = _OF_TENANT if agent is None else _OF_AGENT
+        issued, failed = self._store.rows(statement, whose)[0]
+        return Removed(str(tenant), removal_id, agent or "", 0, max(0, int(issued)), max(0, int(failed)))
+
+    def _begin(self, removed: Sequence[Removed]) -> None:
+        """From here on it will be carried out, by whoever resumes it. Nobody may write meanwhile."""
+        scope = _scope(removed[0])
+        self._record(removed, _PENDING)
+        parameters = {**scope.parameters, "removal": removed[0].removal_id}
+        condition = f"({scope.events}) AND {{removal:UInt64}} = {{removal:UInt64}}"
+        self._store.command(self._delete("events", condition), parameters, mutations_sync=0)
+
+    def _delete_rollups_of(self, removed: Sequence[Removed]) -> None:
+        """Waits until the events are gone, then takes their rollups away. Nobody may recount meanwhile."""
+        if not removed or removed[0].agent_id:
+            return  # an agent's slots are recounted first: what is left of them belongs to others
+        self._wait_for_mutations(removed[0].removal_id)
+        self._delete_rollups(removed[0])
+
+    def _finish(self, removed: Sequence[Removed]) -> None:
+        if not removed:
+            return
+        first = removed[0]
+        if first.agent_id:
+            self._wait_for_mutations(first.removal_id)
+            self._recount(_SLOTS_OF, first)
+            with self._upkeep.paused():
+                self._delete_rollups(first)
+        # What came while its day or tenant was being removed has lost its rollups with the others'.
+        self._recount(_scope(first).slots_left, first)
+        self._record(removed, _DONE)
+        if first.agent_id:
+            self._forget_name(first.removal_id)
+
+    def _recount(self, slots_of: str, entry: Removed) -> None:
+        slots: set[Slot] = {(tenant, start) for tenant, start in self._store.rows(slots_of, _scope(entry).parameters)}
+        if slots:
+            self._writer.mark(slots)
+        self._upkeep.settle()
+
+    def _delete_rollups(self, entry: Removed) -> None:
+        """A mutation rewrites the parts at once: what was erased is gone from the disk, not hidden."""
+        scope = _scope(entry)
+        for table, condition in scope.rollups.items():
+            self._store.command(self._delete(table, condition), scope.parameters, mutations_sync=2)
+
+    def _mutations(self, removal_id: int) -> list[tuple[Any, ...]]:
+        """(is it done, why it last failed) of each replica that knows the removal's deletion of events."""
+        cluster = self._store.cluster
+        mutations = f"clusterAllReplicas({quote_name(cluster)}, system.mutations)" if cluster else "system.mutations"
+        # The removal's number stands in its statement, which the engine remembers.
+        return self._store.rows(
+            f"SELECT is_done, latest_fail_reason FROM {mutations} "
+            "WHERE database = currentDatabase() AND position(command, toString({removal:UInt64})) > 0",
+            {"removal": removal_id},
+        )
+
+    def _wait_for_mutations(self, removal_id: int) -> None:
+        """Raises StoreUnavailableError when the engine cannot carry one out now; it goes on trying by itself."""
+        pause = _POLL_SECONDS
+        while unfinished := [reason for is_done, reason in self._mutations(removal_id) if not is_done]:
+            if any(unfinished):
+                raise StoreUnavailableError(f"events cannot be deleted now: {max(unfinished)[:300]}", retry_after=60)
+            self._sleep(pause)
+            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+
+    def _record(self, removed: Sequence[Removed], done: int) -> None:
+        rows = [(*entry, done) for entry in removed]
         self._store.insert("removals", _COLUMNS, list(zip(*rows, strict=True)))
 
-    def _carry_out(self, removed: Sequence[Removed]) -> None:
-        for before in {entry.before for entry in removed if entry.before}:
-            self._delete_before(before)
-        for entry in removed:
-            if not entry.before:
-                self._erase(entry)
-        self._record(removed, done=True)
-        for entry in removed:
-            if entry.agent_id:
-                forget = (
-                    f"ALTER TABLE {self._target('removals')} UPDATE agent_id = '' WHERE removal_id = {{removal:UInt64}}"
-                )
-                self._store.command(forget, {"removal": entry.removal_id}, mutations_sync=2)
+    def _forget_name(self, removal_id: int) -> None:
+        forget = f"ALTER TABLE {self._target('removals')} UPDATE agent_id = '' WHERE removal_id = {{removal:UInt64}}"
+        self._store.command(forget, {"removal": removal_id}, mutations_sync=2)
 
-    def _delete_before(self, before: int) -> None:
-        with self._upkeep.paused():
-            parameters = {"before": before}
-            for table, column in (("events", "issued_at"), ("agent_slot", "slot"), ("tenant_slot", "slot")):
-                self._delete(table, f"{column} < toDateTime({{before:UInt32}}, 'UTC')", parameters)
-            for table in ("agent_day", "tenant_day"):
-                self._delete(table, "day < toDate(toDateTime({before:UInt32}, 'UTC'))", parameters)
-
-    def _erase(self, entry: Removed) -> None:
-        parameters = {"tenant": entry.tenant_id, "agent": entry.agent_id}
-        whose = "tenant_id = {tenant:String} AND ({agent:String} = '' OR agent_id = {agent:String})"
-        # Marked first: until the recompute is through, answers come from the raw events that are left.
-        slots = {(entry.tenant_id, start) for (start,) in self._store.rows(_SLOTS_OF, parameters)}
-        self._writer.mark(slots)
-        self._delete("events", whose, parameters)
-        self._upkeep.settle()
-        with self._upkeep.paused():
-            for table in ("agent_slot", "agent_day"):
-                self._delete(table, whose, parameters)
-            if not entry.agent_id:
-                for table in ("tenant_slot", "tenant_day"):
-                    self._delete(table, "tenant_id = {tenant:String}", parameters)
-
-    def _delete(self, table: str, condition: str, parameters: dict[str, str] | dict[str, int]) -> None:
-        """A mutation rewrites the parts at once: what was erased is gone from the disk, not hidden."""
-        self._store.command(f"ALTER TABLE {self._target(table)} DELETE WHERE {condition}", parameters, mutations_sync=2)
+    def _delete(self, table: str, condition: str) -> str:
+        return f"ALTER TABLE {self._target(table)} DELETE WHERE {condition}"
 
     def _target(self, table: str) -> str:
         return table if not self._store.cluster else f"{table}_local ON CLUSTER {quote_name(self._store.cluster)}"
+
+
+def _scope(entry: Removed) -> _Scope:
+    if entry.before:
+        rollups = {"agent_slot": _OLD_SLOT, "tenant_slot": _OLD_SLOT, "agent_day": _OLD_DAY, "tenant_day": _OLD_DAY}
+        return _Scope(_OLD, rollups, _OLD_SLOTS_LEFT, {"before": entry.before})
+    rollups = {"agent_slot": _WHOSE, "agent_day": _WHOSE}
+    if not entry.agent_id:
+        rollups |= {"tenant_slot": _WHOSE_TENANT, "tenant_day": _WHOSE_TENANT}
+    return _Scope(_WHOSE, rollups, _WHOSE_SLOTS_LEFT, {"tenant": entry.tenant_id, "agent": entry.agent_id})

@@ -70,7 +70,8 @@ class Upkeep:
         """Blocks until every event written before the call is in the rollups. Raises StoreError."""
         self._epochs.seal()
         self._epochs.wait_until_landed(self._store.insert_timeout)
-        self._work()
+        with self._working:
+            self._recount_landed()
 
     def settle_if_behind(self, max_slots: int = 200_000) -> None:
         """Settles when more than `max_slots` slots are dirty, which bounds the memory that marks take."""
@@ -87,6 +88,23 @@ class Upkeep:
             finally:
                 self._is_paused = False
                 self._moved_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[Callable[[], None]]:
+        """Inside, nobody in this process recounts, nor writes until the given function is called.
+
+        All that was written before is in the rollups. Raises StoreUnavailableError while an insert whose outcome
+        is unknown may still land.
+        """
+        self.repair()
+        self.settle()  # most of the work, while others go on writing
+        with self.paused(), contextlib.ExitStack() as hold:
+            hold.enter_context(self._epochs.held(self._store.insert_timeout))
+            self._epochs.seal()
+            self._recount_landed()
+            if self._epochs.own_ids():
+                raise StoreUnavailableError("an insert whose outcome is unknown may still land", retry_after=30)
+            yield hold.close
 
     def check(self) -> None:
         """Raises StoreUnavailableError when the thread has ended, or events wait too long for their recount."""
@@ -159,14 +177,14 @@ class Upkeep:
             self.repair()
             self._adopted_at = now
 
-    def _work(self) -> None:
-        with self._working:
-            landed = self._epochs.landed(time.monotonic())
-            if not landed:
-                return
-            done = self._rollups.recompute([epoch.id for epoch in landed], self._moving())
-            for epoch in landed:
-                self._epochs.close(epoch)
-            self._last_seconds = done.seconds
-            self._metrics.recompute_seconds.observe(done.seconds)
-            self._metrics.duplicates_found.inc(max(0, sum(epoch.landed_rows for epoch in landed) - done.gained))
+    def _recount_landed(self) -> None:
+        """The caller holds the lock."""
+        landed = self._epochs.landed(time.monotonic())
+        if not landed:
+            return
+        done = self._rollups.recompute([epoch.id for epoch in landed], self._moving())
+        for epoch in landed:
+            self._epochs.close(epoch)
+        self._last_seconds = done.seconds
+        self._metrics.recompute_seconds.observe(done.seconds)
+        self._metrics.duplicates_found.inc(max(0, sum(epoch.landed_rows for epoch in landed) - done.gained))

@@ -19,6 +19,7 @@ CLOCK = re.compile(r"\b(now|now64|today|yesterday|nowInBlock)\s*\(")
 ALLOWED = {
     ("rollups.py", "quote_name(self._store.cluster)"), ("rollups.py", "int(epoch)"),
     ("removal.py", "self._target(table)"), ("removal.py", "condition"), ("removal.py", "self._target('removals')"),
+    ("removal.py", "mutations"),
     ("store.py", "quote_name(name)"), ("store.py", "on_cluster"), ("store.py", "quote_name(table)"),
     ("schema.py", "table"), ("schema.py", "on_cluster"), ("schema.py", "quote_name(cluster)"),
     ("schema.py", "sharding_key"),

@@ -163,7 +163,6 @@ def test_readiness_does_not_wait_behind_large_bodies(embedded_store: Store, tmp_
                 packed = gzip.compress(json.dumps(event()).encode())
                 bodies = [asyncio.create_task(api.send(packed, Content_Encoding="gzip")) for _ in range(8)]
                 assert await asyncio.to_thread(unpacking.acquire, timeout=20)
-                assert await asyncio.to_thread(unpacking.acquire, timeout=20)
                 try:
                     assert (await api.request("GET", "/readyz")).status == 200
                 finally:
