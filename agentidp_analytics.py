@@ -25,10 +25,10 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from clickhouse import commands
 from clickhouse.backfill import InputError
 from clickhouse.commit import GroupCommit
+from clickhouse.counters_file import CountersFile
 from clickhouse.daily import DailyRound
 from clickhouse.demo_events import DemoFleet, demo_fleet, demo_moment, fill
 from clickhouse.errors import StoreError, StoreSetupError
-from clickhouse.high_water import HighWater
 from clickhouse.keeper import Keeper
 from clickhouse.options import EXISTING_FILE, Address, Duration, option, options, store_options
 from clickhouse.queries import Queries
@@ -245,7 +245,6 @@ async def _start_api(
     registry: CollectorRegistry,
     stack: contextlib.AsyncExitStack,
 ) -> None:
-    await asyncio.to_thread(keeper.removal.resume)
     keeper.upkeep.start()
     stack.push_async_callback(asyncio.to_thread, keeper.upkeep.stop)
     commit = GroupCommit(keeper.writer, keeper.metrics)
@@ -301,9 +300,9 @@ async def _start_exporter(
     if settings.only == "api":
         app = build_exporter(None, registry, web_config)
     else:
-        beside = keeper.store.beside
+        path = keeper.store.counters_file
         refresher = Refresher(
-            Totals(keeper.store, high_water=HighWater(beside) if beside else None),
+            Totals(keeper.store, counters_file=CountersFile(path) if path else None),
             ExporterMetrics(registry, VERSION),
             interval=settings.refresh_interval,
             max_age=max(300.0, settings.refresh_interval),
@@ -333,6 +332,8 @@ def _in_background(stack: contextlib.AsyncExitStack, work: Awaitable[None]) -> N
 
 
 async def _every_day(daily: DailyRound) -> None:
+    with contextlib.suppress(StoreError):  # a full disk, for one: the service starts all the same, and it comes again
+        await asyncio.to_thread(daily.resume)
     while True:
         await asyncio.sleep(daily.seconds_until_next())
         try:

@@ -49,7 +49,7 @@ class Tenants:
         self.base = [int(random.paretovariate(0.5) * 100) for _ in self.ids]
         self.round = 0
 
-    def fleet(self) -> Fleet:
+    def read(self) -> Fleet:
         self.round += 1
         k, base = self.round, self.base
         return Fleet(
@@ -60,11 +60,11 @@ class Tenants:
             top_agent_ratio=[(n % 991 + k) / (991 + k) for n in base],
             last_issued_seconds=[1.76e9 + n % 86_400 + k / 8 for n in base],
             month_tokens=[n // 12 + k for n in base],
-            known=[True] * len(base),
+            published=[True] * len(base),
             present=[True] * len(base),
         )
 
-    def published(self, tenant_ids: Sequence[str]) -> None:
+    def record(self, fleet: Fleet, newly_published: Sequence[str], other: tuple[int, int] | None) -> None:
         """Nothing to remember."""
 
 
@@ -73,7 +73,7 @@ class FleetCollector:
 
     def __init__(self, source: Tenants) -> None:
         self.source = source
-        self.fleet = source.fleet()
+        self.fleet = source.read()
 
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
@@ -105,7 +105,7 @@ def render(source: Tenants, rounds: int) -> None:
         best[name] = min(ms, best.get(name, ms))
 
     for number in range(rounds):
-        fleet = collector.fleet = source.fleet()
+        fleet = collector.fleet = source.read()
         floors = cpu_ms(partial(counters.update, fleet))
         published = counters.publish()
         publish = cpu_ms(counters.publish)

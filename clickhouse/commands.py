@@ -162,7 +162,7 @@ def _print_report(report: Report) -> None:
 # No variables for these two: what a shell happens to have exported must not choose what is destroyed.
 @click.option("--tenant", required=True, help="The tenant to erase.")
 @click.option("--agent", help="Erase only this agent of the tenant.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be erased.")
+@option("--dry-run", is_flag=True, help="Only say what would be erased.")
 def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run: bool) -> None:
     """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls. Exit 1 if there are none."""
     whose = tenant_option(tenant)

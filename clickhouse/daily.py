@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from clickhouse.errors import StoreError
 from clickhouse.metrics import StoreMetrics
 from clickhouse.removal import Removal
 from clickhouse.store import Store
@@ -45,6 +46,14 @@ class DailyRound:
         if due <= now:
             due += timedelta(days=1)
         return (due - now).total_seconds()
+
+    def resume(self) -> None:
+        """Ends a removal that an earlier process left. Raises StoreError, logged."""
+        try:
+            self._removal.resume()
+        except StoreError as error:
+            logger.warning("an interrupted removal waits for the next daily round: %s", error)
+            raise
 
     def run(self) -> Report:
         """Drops what is older than the retention, then recounts yesterday and publishes the differences."""

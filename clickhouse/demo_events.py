@@ -152,5 +152,6 @@ def fill(keeper: Keeper, fleet: DemoFleet) -> int:
         progress.say("rolling up ...")
         keeper.upkeep.settle()
         totals = Totals(keeper.store)
-        totals.published(totals.fleet().tenant_id)
+        all_tenants = totals.read()
+        totals.record(all_tenants, newly_published=all_tenants.tenant_id)
     return written + len(batch)

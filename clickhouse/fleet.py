@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+# The tenant id of the exporter's sum of tenants without series of their own. No tenant can have it: a tenant id starts
+# with a letter or digit.
+OTHER: Final = "_other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,5 +24,6 @@ class Fleet:
     top_agent_ratio: list[float] = field(default_factory=list)  # 0...1, of the calendar month (UTC)
     last_issued_seconds: list[float] = field(default_factory=list)  # Unix time; 0.0: no token yet
     month_tokens: list[int] = field(default_factory=list)
-    known: list[bool] = field(default_factory=list)  # its counter has been published before
+    published: list[bool] = field(default_factory=list)  # its counter has been shown, not only its first 0
     present: list[bool] = field(default_factory=list)  # has events; False: erased, only its counters are left
+    other: tuple[int, int] | None = None  # highest (issued, failed) shown as `OTHER`; None: never shown

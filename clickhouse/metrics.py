@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 20_000, 50_000)
+
+
+class LateGauge(Collector):
+    """A gauge without a sample until it is first set: a 0 would be a time in 1970, or a check that passed."""
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._value: float | None = None
+        registry.register(self)
+
+    def set(self, value: float) -> None:
+        """Shows `value` from now on."""
+        self._value = value
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The family, with its sample if there is one."""
+        yield GaugeMetricFamily(self._name, self._documentation, value=self._value)
 
 
 class StoreMetrics:
@@ -52,17 +72,17 @@ class StoreMetrics:
             "15-minute slots with events that the rollups do not have yet; they are answered from raw events.",
             registry=registry,
         ).set_function(dirty_slots)
-        self.verify_differences = Gauge(
+        self.verify_differences = LateGauge(
             "agentidp_analytics_verify_differences",
             "Tenant-days of the last daily check whose rollups differ from a recount of the raw events.",
             registry=registry,
         )
-        self.verify_conflicts = Gauge(
+        self.verify_conflicts = LateGauge(
             "agentidp_analytics_verify_conflicting_ids",
             "Event ids of the last daily check that were sent with two times, agents or outcomes.",
             registry=registry,
         )
-        self.verify_last_run = Gauge(
+        self.verify_last_run = LateGauge(
             "agentidp_analytics_verify_last_run_timestamp_seconds",
             "When the last daily check ended (Unix time).",
             registry=registry,

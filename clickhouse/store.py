@@ -69,8 +69,8 @@ class Store:
         return embedded_path(self.dsn) if self.embedded else None
 
     @property
-    def beside(self) -> Path | None:
-        """Where the high-water file of an embedded store lies: next to it, so that restoring the store leaves it."""
+    def counters_file(self) -> Path | None:
+        """Where the counters file of an embedded store lies: next to it, so that restoring the store leaves it."""
         return self.path.with_name(self.path.name + ".counters.json") if self.path else None
 
     @property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from clickhouse.fleet import Fleet
-from clickhouse.high_water import HighWater
+from clickhouse.counters_file import CountersFile
+from clickhouse.fleet import OTHER, Fleet
 from clickhouse.store import Store
 
 # Only rollups: a refresh must cost what the tenants cost, not what their events of the last minutes cost. A slot
@@ -51,55 +52,81 @@ _COUNTER_COLUMNS: Final = ("tenant_id", "issued", "failed", "published")
 
 
 class Totals:
-    """Reads all tenants at once and remembers in the store what was published. Blocking; raises StoreError."""
+    """Reads all tenants at once, and remembers what is shown of them. Blocking; raises StoreError.
+
+    In the order `read`, `record`, show: a counter is never less than any value recorded before, on no restart, and
+    with a counters file not even in a store that was restored from an older copy.
+    """
 
     def __init__(
-        self, store: Store, *, clock: Callable[[], float] = time.time, high_water: HighWater | None = None
+        self, store: Store, *, clock: Callable[[], float] = time.time, counters_file: CountersFile | None = None
     ) -> None:
         self._store = store
         self._clock = clock
-        self._high_water = high_water
+        self._file = counters_file
+        self._recorded: dict[str, tuple[int, int]] = {}  # what the store remembers, as of the last `read`
 
-    def fleet(self) -> Fleet:
+    def read(self) -> Fleet:
         """All tenants now, from one columnar query.
 
-        A counter is the sum of the rollups, plus what retention and erasure removed, and never less than any value
-        this method returned before: that value is stored before it is returned.
+        A counter is the sum of the rollups, plus what retention and erasure removed, or what was recorded if that is
+        more.
         """
         columns = self._store.columns(_FLEET, _windows(datetime.fromtimestamp(self._clock(), UTC)))
         if not columns:
             return Fleet()
         tenants, issued, failed, active, ratio, last, month, issued_shown, failed_shown, shown, present = columns
-        outside = self._high_water.counters if self._high_water else {}
-        counters, higher = [], []
-        for tenant, now, now_failed, *before in zip(tenants, issued, failed, issued_shown, failed_shown, strict=True):
-            kept = outside.get(tenant, (0, 0))
-            counter = (tenant, max(now, kept[0], before[0]), max(now_failed, kept[1], before[1]))
-            counters.append(counter)
-            if counter[1] > before[0] or counter[2] > before[1]:
-                higher.append(counter)
-        self._remember([(*counter, 0) for counter in higher])
-        if self._high_water and higher:
-            self._high_water.raise_to(higher)
-        return Fleet(
+        in_file = self._file.counters if self._file else {}
+        self._recorded = dict(zip(tenants, zip(issued_shown, failed_shown, strict=True), strict=True))
+        floors = [
+            (max(recorded[0], kept[0]), max(recorded[1], kept[1]))
+            for recorded, kept in ((self._recorded[tenant], in_file.get(tenant, (0, 0))) for tenant in tenants)
+        ]
+        fleet = Fleet(
             tenant_id=tenants,
-            tokens_issued=[counter[1] for counter in counters],
-            token_failures=[counter[2] for counter in counters],
+            tokens_issued=[max(now, floor[0]) for now, floor in zip(issued, floors, strict=True)],
+            token_failures=[max(now, floor[1]) for now, floor in zip(failed, floors, strict=True)],
             active_agents=active,
             top_agent_ratio=ratio,
             last_issued_seconds=last,
             month_tokens=month,
-            known=[bool(flag) for flag in shown],
+            published=[bool(flag) or tenant in in_file for tenant, flag in zip(tenants, shown, strict=True)],
             present=[bool(flag) for flag in present],
         )
+        return _without_other(fleet, in_file.get(OTHER))
 
-    def published(self, tenant_ids: Sequence[str]) -> None:
-        """Remembers that these tenants' counters have been shown, so that a restart need not begin at 0 again."""
-        self._remember([(tenant, 0, 0, 1) for tenant in tenant_ids])
+    def record(self, fleet: Fleet, newly_published: Sequence[str] = (), other: tuple[int, int] | None = None) -> None:
+        """Remembers what is going to be shown of `fleet`, the last one read.
 
-    def _remember(self, rows: list[tuple[str, int, int, int]]) -> None:
-        if rows:
-            self._store.insert("counters", _COUNTER_COLUMNS, list(zip(*rows, strict=True)))
+        `newly_published` are tenants whose true counters are shown from now on; `other` is what `OTHER` is going to
+        show, if anything. Returns when a restart would find all of it.
+        """
+        new = {*newly_published}
+        rising, published = [], {}
+        counters = zip(fleet.tenant_id, fleet.tokens_issued, fleet.token_failures, fleet.published, strict=True)
+        for tenant, issued, failed, is_published in counters:
+            if tenant in new or (issued, failed) != self._recorded[tenant]:
+                rising.append((tenant, issued, failed, int(tenant in new)))
+            if is_published or tenant in new:
+                published[tenant] = (issued, failed)
+        if other is not None:
+            published[OTHER] = other
+            if other != self._recorded.get(OTHER):
+                rising.append((OTHER, *other, 1))
+        if rising:
+            self._store.insert("counters", _COUNTER_COLUMNS, list(zip(*rising, strict=True)))
+        if self._file and any(self._file.counters.get(tenant) != shown for tenant, shown in published.items()):
+            self._file.raise_to(published)
+
+
+def _without_other(fleet: Fleet, kept: tuple[int, int] | None) -> Fleet:
+    """`OTHER` is recorded like a tenant, and told apart from them here."""
+    if OTHER not in fleet.tenant_id:
+        return replace(fleet, other=kept)
+    row = fleet.tenant_id.index(OTHER)
+    columns = {name: value for name in fleet.__slots__ if isinstance(value := getattr(fleet, name), list)}
+    others = {name: [*column[:row], *column[row + 1 :]] for name, column in columns.items()}
+    return replace(fleet, **others, other=(fleet.tokens_issued[row], fleet.token_failures[row]))
 
 
 def _windows(now: datetime) -> dict[str, int]:

@@ -10,13 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from operator import lt
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from clickhouse.fleet import Fleet
-
-# No tenant can have this id: a tenant id starts with a letter or digit.
-OTHER: Final = "_other"
+from clickhouse.fleet import OTHER, Fleet
 
 _Number = TypeVar("_Number", int, float)
 _Cell = TypeVar("_Cell", int, float, str)
@@ -36,10 +32,9 @@ class PublishedFleet:
     top_agent_ratio: list[float | None]
     last_issued_seconds: list[float | None]
     month_tokens: list[int]
-    newborn: tuple[str, ...]  # rows whose counters are held at 0
+    held_at_zero: tuple[str, ...]  # rows whose counters are
     tenants: int  # in the store now, with or without a series of their own
     dropped: int  # of these, the ones inside `_other`
-    floored: int  # of these, the ones whose counter in the store is below what was published
 
 
 class TenantCounters:
@@ -65,11 +60,12 @@ class TenantCounters:
         self._ids: list[str] = []
         self._issued: list[int] = []  # the floors, kept for tenants that are gone too
         self._failures: list[int] = []
-        self._newborn: dict[str, float | None] = {}  # held at 0 -> when a scrape first carried that 0
+        self._held: dict[str, float | None] = {}  # held at 0 -> when a scrape first carried that 0
         self._fleet = Fleet()
         self._rows: list[int] = []  # position -> row of the fleet; one past its end for a tenant that is gone
         self._present: list[bool] = []
-        self._floored = 0
+        self._other = (0, 0)  # what is shown of `_other`, and what that is above the sum of its tenants
+        self._other_carry = (0, 0)
 
     def update(self, fleet: Fleet) -> None:
         """Takes in what the store says now.
@@ -82,31 +78,36 @@ class TenantCounters:
             self._place_tenants(fleet)
         self._fleet = fleet
         self._present = [row < len(fleet.present) and fleet.present[row] for row in self._rows]
-        issued, failures = self._by_place(fleet.tokens_issued), self._by_place(fleet.token_failures)
-        self._issued = _larger(self._issued, issued)
-        self._failures = _larger(self._failures, failures)
-        self._floored = 0
-        if self._issued != issued or self._failures != failures:  # also when a tenant is gone
-            below = zip(self._present, map(lt, issued, self._issued), map(lt, failures, self._failures), strict=True)
-            self._floored = sum(present and (a or b) for present, a, b in below)
+        self._issued = _larger(self._issued, self._by_place(fleet.tokens_issued))
+        self._failures = _larger(self._failures, self._by_place(fleet.token_failures))
+        self._sum_other(fleet.other or (0, 0))
+
+    def _sum_other(self, recorded: tuple[int, int]) -> None:
+        """`_other` is the sum of its tenants, and what it showed for tenants that have left it since.
+
+        A higher limit lets tenants out of it at a restart. What they had stays: a sum without them would be less.
+        """
+        sums = (sum(self._issued[self._max_tenants :]), sum(self._failures[self._max_tenants :]))
+        floors = (max(recorded[0], self._other[0]), max(recorded[1], self._other[1]))
+        carry = [max(now, floor - total) for now, floor, total in zip(self._other_carry, floors, sums, strict=True)]
+        self._other_carry = (carry[0], carry[1])
+        self._other = (sums[0] + carry[0], sums[1] + carry[1])
 
     def _place_tenants(self, fleet: Fleet) -> None:
         rows = {tenant_id: row for row, tenant_id in enumerate(fleet.tenant_id)}
         if len(rows) != len(fleet.tenant_id):
             raise ValueError("the fleet has a tenant twice")
         new = [tenant_id for tenant_id in fleet.tenant_id if tenant_id not in self._place]
-        starting, had_other = not self._ids, self._has_other
-        for tenant_id in sorted(new, key=lambda t: not fleet.known[rows[t]]):
+        had_other = self._has_other
+        for tenant_id in sorted(new, key=lambda t: not fleet.published[rows[t]]):
             place = self._place[tenant_id] = len(self._ids)
             self._ids.append(tenant_id)
             self._issued.append(0)
             self._failures.append(0)
-            if place < self._max_tenants and not fleet.known[rows[tenant_id]]:
-                self._newborn[tenant_id] = None
-        # A start that finds every place taken by published tenants follows a process that has shown `_other`
-        # (see `release`): from 0 again, it would read as a restart and its whole value as a burst.
-        if self._has_other and not had_other and (self._newborn or not starting):
-            self._newborn[OTHER] = None
+            if place < self._max_tenants and not fleet.published[rows[tenant_id]]:
+                self._held[tenant_id] = None
+        if self._has_other and not had_other and fleet.other is None:
+            self._held[OTHER] = None
         self._rows = [rows.get(tenant_id, len(rows)) for tenant_id in self._ids]
 
     @property
@@ -120,45 +121,47 @@ class TenantCounters:
         return [padded[row] for row in self._rows]
 
     def zeros_scraped(self, tenant_ids: Iterable[str], at: float) -> None:
-        """Notes that a scrape at Unix time `at` carried the zeros of `tenant_ids`; only a tenant's first one counts."""
+        """Notes that a scrape at `at` (monotonic seconds) carried these zeros; only a tenant's first one counts."""
         for tenant_id in tenant_ids:
-            if tenant_id in self._newborn and self._newborn[tenant_id] is None:
-                self._newborn[tenant_id] = at
+            if tenant_id in self._held and self._held[tenant_id] is None:
+                self._held[tenant_id] = at
 
-    def grown_up(self, now: float) -> list[str]:
-        """The tenants whose 0 was scraped and whose hold is over: remember them in the store, then call `release`.
+    def releasable(self, now: float) -> list[str]:
+        """Whose 0 was scraped and whose hold is over: record them in the store, then call `release`.
 
         In that order: a process that dies in between finds them published, and shows more than 0, never less.
+        `_other` waits until no tenant is held, so that it is shown for the first time with all who are in it.
         """
-        return [tenant_id for tenant_id in self._newborn if tenant_id != OTHER and self._hold_is_over(tenant_id, now)]
+        over = [tenant_id for tenant_id in self._held if tenant_id != OTHER and self._hold_is_over(tenant_id, now)]
+        if OTHER in self._held and self._hold_is_over(OTHER, now) and {*self._held_rows()} <= {OTHER, *over}:
+            over.append(OTHER)
+        return over
 
-    def release(self, tenant_ids: Iterable[str], now: float) -> None:
-        """Shows the true counters of `tenant_ids` from now on.
+    def other(self, released: Iterable[str] = ()) -> tuple[int, int] | None:
+        """(issued, failures) that `_other` shows once `released` are released; None while it is held or absent."""
+        return self._other if self._has_other and (OTHER not in self._held or OTHER in released) else None
 
-        `_other` waits until nobody else is newborn: once it has shown its value, a restart finds all those who
-        are not in it published, and leaves them out of it again.
-        """
+    def release(self, tenant_ids: Iterable[str]) -> None:
+        """Shows the true counters of `tenant_ids` from now on."""
         for tenant_id in tenant_ids:
-            del self._newborn[tenant_id]
-        if OTHER in self._newborn and self._hold_is_over(OTHER, now) and self._newborn_shown() == (OTHER,):
-            del self._newborn[OTHER]
+            del self._held[tenant_id]
 
     def _hold_is_over(self, tenant_id: str, now: float) -> bool:
-        scraped = self._newborn[tenant_id]
+        scraped = self._held[tenant_id]
         return scraped is not None and now - scraped >= self._zero_hold
 
-    def _newborn_shown(self) -> tuple[str, ...]:
-        return tuple(t for t in self._newborn if t == OTHER or self._present[self._place[t]])
+    def _held_rows(self) -> tuple[str, ...]:
+        return tuple(t for t in self._held if t == OTHER or self._present[self._place[t]])
 
     def publish(self) -> PublishedFleet:
         """The rows to show for the last fleet taken in."""
         issued, failures = self._issued.copy(), self._failures.copy()
-        for tenant_id in self._newborn:
+        for tenant_id in self._held:
             if tenant_id != OTHER:
                 issued[self._place[tenant_id]] = failures[self._place[tenant_id]] = 0
         issued, failures = self._shown(issued, sum), self._shown(failures, sum)
-        if OTHER in self._newborn:
-            issued[-1] = failures[-1] = 0
+        if self._has_other:
+            issued[-1], failures[-1] = self.other() or (0, 0)
         ratio: list[float | None] = [*self._shown(self._by_place(self._fleet.top_agent_ratio), max)]
         if self._has_other:
             ratio[-1] = None  # a share of one tenant's month: there is none of many
@@ -172,10 +175,9 @@ class TenantCounters:
             top_agent_ratio=ratio,
             last_issued_seconds=[seconds or None for seconds in last],
             month_tokens=self._shown(self._by_place(self._fleet.month_tokens), sum),
-            newborn=self._newborn_shown(),
+            held_at_zero=self._held_rows(),
             tenants=tenants,
             dropped=tenants - own,
-            floored=self._floored,
         )
 
     def _shown(self, values: list[_Cell], combine: Callable[[Sequence[_Cell]], _Cell]) -> list[_Cell]:
@@ -199,7 +201,7 @@ def _require_equal_lengths(fleet: Fleet) -> None:
         fleet.top_agent_ratio,
         fleet.last_issued_seconds,
         fleet.month_tokens,
-        fleet.known,
+        fleet.published,
         fleet.present,
     )
     if any(len(column) != len(fleet.tenant_id) for column in columns):

@@ -35,12 +35,8 @@ class ExporterMetrics:
         self.dropped_tenants = gauge(
             "dropped_tenants", "Tenants beyond the limit, without series of their own, summed as tenant_id _other."
         )
-        self.floored_tenants = gauge(
-            "floored_tenants",
-            "Tenants whose counter in the store is below the one already published, which is shown instead.",
-        )
-        self.newborn_tenants = gauge(
-            "newborn_tenants", "Tenants whose counters are held at 0 until scrapes have seen them there."
+        self.zero_held_tenants = gauge(
+            "zero_held_tenants", "Tenants whose counters are held at 0 until scrapes have seen them there."
         )
         self.scrapes = counter("scrapes_total", "Scrapes answered, by exposition format.", "format")
         self.scrapes_refused = counter("scrapes_refused_total", "Requests refused, by reason.", "reason")

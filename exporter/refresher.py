@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from clickhouse.errors import StoreError
-from clickhouse.fleet import Fleet
+from clickhouse.fleet import OTHER, Fleet
 from exporter.counters import PublishedFleet, TenantCounters
 from exporter.exposition import Exposition
 from exporter.metrics import ExporterMetrics
@@ -28,11 +28,13 @@ _STOP_SECONDS: Final = 10.0
 class FleetSource(Protocol):
     """The store, as the exporter sees it. Both calls block, come from one thread and raise `StoreError`."""
 
-    def fleet(self) -> Fleet:
+    def read(self) -> Fleet:
         """All tenants now."""
 
-    def published(self, tenant_ids: Sequence[str]) -> None:
-        """Remembers for good that the counters of `tenant_ids` have been published: `Fleet.known` from now on."""
+    def record(self, fleet: Fleet, newly_published: Sequence[str], other: tuple[int, int] | None) -> None:
+        """Remembers for good what is going to be shown of the last fleet read: whose true counters from now on
+        (`Fleet.published`), and what of `OTHER`.
+        """
 
 
 class Refresher:
@@ -48,6 +50,7 @@ class Refresher:
         zero_hold: float = 15.0,
         max_tenants: int = 10_000,
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         """Times in seconds. `max_age`: a snapshot older than this is not served any more.
 
@@ -65,6 +68,7 @@ class Refresher:
         self._interval = interval
         self._max_age = max_age
         self._clock = clock
+        self._timer = timer  # of the zero hold: a clock that is set would end it too early, or never
         self._started_at = clock()
         self._snapshot: Snapshot | None = None
         self._zeros_noted_for: Snapshot | None = None
@@ -90,9 +94,9 @@ class Refresher:
 
     def scraped(self, snapshot: Snapshot) -> None:
         """Notes that a scrape was served from `snapshot`, and so has seen the zeros in it."""
-        if snapshot.newborn and snapshot is not self._zeros_noted_for:
+        if snapshot.held_at_zero and snapshot is not self._zeros_noted_for:
             self._zeros_noted_for = snapshot
-            self._zeros_scraped.append((snapshot.newborn, self._clock()))
+            self._zeros_scraped.append((snapshot.held_at_zero, self._timer()))
 
     async def start(self) -> None:
         """Begins refreshing, at once and then by the interval."""
@@ -129,15 +133,15 @@ class Refresher:
         read = asyncio.get_running_loop().run_in_executor(self._worker, self._read, begun, zeros_scraped)
         failure: Exception | None
         try:
-            snapshot, fleet, failure = await read
+            snapshot, fleet = await read
+            failure = None
         except Exception as error:
             failure = error
         else:
             self._snapshot = snapshot
             self.metrics.tenants.set(fleet.tenants)
             self.metrics.dropped_tenants.set(fleet.dropped)
-            self.metrics.floored_tenants.set(fleet.floored)
-            self.metrics.newborn_tenants.set(len(fleet.newborn))
+            self.metrics.zero_held_tenants.set(len(fleet.held_at_zero))
         finally:
             self._in_flight = None
         self.metrics.refresh_duration.set(max(0.0, self._clock() - begun))
@@ -149,27 +153,17 @@ class Refresher:
         async with self.refreshed:
             self.refreshed.notify_all()
 
-    def _read(
-        self, now: float, zeros_scraped: list[tuple[tuple[str, ...], float]]
-    ) -> tuple[Snapshot, PublishedFleet, StoreError | None]:
-        """In the worker thread. A store that answers but cannot remember gives a snapshot and a failure.
-
-        The new tenants then stay at 0: showing their true value could not be told from a burst after a restart.
-        """
+    def _read(self, now: float, zeros_scraped: list[tuple[tuple[str, ...], float]]) -> tuple[Snapshot, PublishedFleet]:
+        """In the worker thread. What cannot be recorded is not shown: after a restart it would fall."""
         for tenant_ids, at in zeros_scraped:
             self._counters.zeros_scraped(tenant_ids, at)
-        self._counters.update(self._source.fleet())
-        grown_up = self._counters.grown_up(now)
-        failure = None
-        try:
-            if grown_up:
-                self._source.published(grown_up)
-        except StoreError as error:
-            failure = error
-        else:
-            self._counters.release(grown_up, now)
-        fleet = self._counters.publish()
-        return Snapshot(now, self._exposition.render(fleet), fleet.newborn), fleet, failure
+        fleet = self._source.read()
+        self._counters.update(fleet)
+        releasable = self._counters.releasable(self._timer())
+        self._source.record(fleet, [t for t in releasable if t != OTHER], self._counters.other(releasable))
+        self._counters.release(releasable)
+        published = self._counters.publish()
+        return Snapshot(now, self._exposition.render(published), published.held_at_zero), published
 
     def _log_change(self, error: Exception | None) -> None:
         """One line when refreshing starts to fail, when the reason changes and when it works again."""

@@ -15,4 +15,4 @@ class Snapshot:
 
     read_at: float  # Unix time at which reading the store began; the data is at least this new
     bodies: Mapping[Format, Body]
-    newborn: tuple[str, ...]  # `tenant_id` labels whose counters are held at 0 in the bodies
+    held_at_zero: tuple[str, ...]  # `tenant_id` labels whose counters are held at 0 in the bodies

@@ -7,6 +7,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from clickhouse.metrics import LateGauge
 from query_api.keys import FetchResult
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -81,9 +82,9 @@ class ApiMetrics:
             ("reason",),
             registry=registry,
         )
-        self.last_accepted: Final = Gauge(
+        self.last_accepted: Final = LateGauge(
             "agentidp_analytics_ingest_last_accepted_timestamp_seconds",
-            "When events were last acknowledged; 0 if not since the start.",
+            "When events were last acknowledged; absent if not since the start.",
             registry=registry,
         )
         for scope in ("tenant", "source"):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry
 
 from clickhouse.epoch import Epochs
+from clickhouse.fleet import Fleet
 from clickhouse.metrics import StoreMetrics
 from clickhouse.queries import Queries
 from clickhouse.removal import Removal
@@ -46,6 +47,12 @@ class Rig:
                 assert self.queries.trend(name, today, span) == oracle.trend(tenant, today, span)
                 assert self.queries.activity(name, today, span) == oracle.activity(tenant, today, span)
             assert self.queries.agents(name, today) == oracle.agents(tenant, today)
+
+    def shown(self) -> Fleet:
+        """What the exporter would show now: read, and recorded before it is shown."""
+        fleet = self.totals.read()
+        self.totals.record(fleet, newly_published=fleet.tenant_id)
+        return fleet
 
     def value(self, metric: str) -> float:
         """The value of one of the store's own metrics."""

@@ -105,7 +105,7 @@ def _check_at(now: datetime, rig: Rig, batches: list[list[Event]], settled: list
     rig.check(oracle, now, [span])
     rig.upkeep.settle()
     rig.check(oracle, now)
-    fleet = rig.totals.fleet()
+    fleet = rig.shown()
     assert fleet.tenant_id == oracle.tenants()
     assert fleet.tokens_issued == [oracle.total(tenant) for tenant in fleet.tenant_id]
     assert fleet.token_failures == [oracle.failures(tenant) for tenant in fleet.tenant_id]

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from clickhouse.counters_file import CountersFile
 from clickhouse.epoch import ORPHAN_AFTER_SECONDS
-from clickhouse.errors import StoreError, StoreUnavailableError
+from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
 from clickhouse.event import Event
-from clickhouse.high_water import HighWater
+from clickhouse.fleet import Fleet
 from clickhouse.keeper import Keeper
 from clickhouse.removal import Removed
 from clickhouse.rollups import Recompute, Rollups
@@ -55,7 +56,7 @@ def test_duplicates_change_nothing_and_are_counted(store: Store) -> None:
     rig.upkeep.settle()
     rig.check(Oracle(events))
     assert rig.value("agentidp_analytics_duplicates_found_total") == 100
-    assert rig.totals.fleet().tokens_issued == [50]
+    assert rig.shown().tokens_issued == [50]
 
 
 def test_an_identity_with_two_contents_counts_once_in_every_answer(store: Store) -> None:
@@ -151,10 +152,10 @@ def test_the_thread_settles_by_itself(store: Store) -> None:
         rig.writer.write(spread(20))
         deadline = threading.Event()
         for _ in range(200):
-            if rig.totals.fleet().tokens_issued == [20]:
+            if rig.shown().tokens_issued == [20]:
                 break
             deadline.wait(0.05)
-        assert rig.totals.fleet().tokens_issued == [20]
+        assert rig.shown().tokens_issued == [20]
     finally:
         rig.upkeep.stop()
     rig.check(Oracle(spread(20)))
@@ -183,7 +184,7 @@ def test_the_thread_outlives_every_error_and_tells_each_once(
         rig.upkeep.start()
         try:
             rig.writer.write(spread(20))
-            wait_for(lambda: rig.totals.fleet().tokens_issued == [20], 30, lambda: caplog.text)
+            wait_for(lambda: rig.shown().tokens_issued == [20], 30, lambda: caplog.text)
             wait_for(lambda: "works again" in caplog.text, 30)
         finally:
             rig.upkeep.stop()
@@ -328,7 +329,7 @@ def test_verify_finds_a_counter_above_what_can_be_counted(store: Store) -> None:
     rig = Rig(store)
     rig.writer.write(spread(10))
     rig.upkeep.settle()
-    rig.totals.fleet()
+    rig.shown()
     store.insert("counters", ["tenant_id", "issued", "failed", "published"], [[A], [11], [0], [1]])
     assert [entry.table for entry in verify(store).differences] == ["exporter counter"]
 
@@ -338,15 +339,15 @@ def test_retention_removes_old_days_and_no_counter_falls(store: Store) -> None:
     events = spread(200)
     rig.writer.write(events)
     rig.upkeep.settle()
-    before = rig.totals.fleet()
+    before = rig.shown()
     rig.removal.retain(30, NOW)
     kept = [one for one in events if one.issued_at >= datetime(2026, 10, 25, tzinfo=UTC).timestamp() * 1000]
     assert 0 < len(kept) < len(events)
     rig.check(Oracle(kept))
-    assert rig.totals.fleet().tokens_issued == before.tokens_issued
+    assert rig.shown().tokens_issued == before.tokens_issued
     rig.writer.write([event(9999)])
     rig.upkeep.settle()
-    assert rig.totals.fleet().tokens_issued == [before.tokens_issued[0] + 1]
+    assert rig.shown().tokens_issued == [before.tokens_issued[0] + 1]
     assert store.rows("SELECT count() FROM events WHERE issued_at < '2026-10-25'") == [(0,)]
     assert verify(store).differences == []
 
@@ -363,7 +364,7 @@ def test_retention_that_fails_anywhere_loses_and_doubles_nothing(
     rig = Rig(store)
     rig.writer.write(spread(200))
     rig.upkeep.settle()
-    shown = [rig.totals.fleet().tokens_issued[0]]
+    shown = [rig.shown().tokens_issued[0]]
     calls = 0
     command, insert = store.command, store.insert
 
@@ -378,17 +379,17 @@ def test_retention_that_fails_anywhere_loses_and_doubles_nothing(
     with contextlib.suppress(StoreError):
         rig.removal.retain(30, NOW)
     monkeypatch.undo()
-    shown += rig.totals.fleet().tokens_issued
+    shown += rig.shown().tokens_issued
     rig.writer.write([late(1), late(2)])  # the process lives on, and so do its senders
     rig.upkeep.settle()
-    shown += rig.totals.fleet().tokens_issued
+    shown += rig.shown().tokens_issued
     tomorrow = NOW + timedelta(days=1)
     rig.removal.retain(30, tomorrow)
-    shown += rig.totals.fleet().tokens_issued
+    shown += rig.shown().tokens_issued
     restarted = Rig(store, clock=tomorrow.timestamp)
     restarted.writer.write([event(9_999)])
     restarted.upkeep.settle()
-    shown += restarted.totals.fleet().tokens_issued
+    shown += restarted.shown().tokens_issued
     assert shown == sorted(shown)
     assert shown[-2:] == [202, 203]
     kept = [one for one in spread(200) if one.issued_at >= datetime(2026, 10, 26, tzinfo=UTC).timestamp() * 1000]
@@ -429,15 +430,15 @@ def test_late_events_that_come_while_retention_runs_are_counted(store: Store, mo
     came = len(writers)
     assert came >= 5
     rig.upkeep.settle()
-    assert rig.totals.fleet().tokens_issued == [200 + came]
+    assert rig.shown().tokens_issued == [200 + came]
     assert verify(store).differences == []
     for _ in range(2):  # the same day again: what came is removed, and its number added to what was removed before
         rig.removal.retain(30, NOW)
         assert store.rows("SELECT count() FROM events WHERE issued_at < '2026-10-25'") == [(0,)]
-        assert rig.totals.fleet().tokens_issued == [200 + came]
+        assert rig.shown().tokens_issued == [200 + came]
     rig.writer.write([event(9_999)])
     rig.upkeep.settle()
-    assert rig.totals.fleet().tokens_issued == [201 + came]
+    assert rig.shown().tokens_issued == [201 + came]
     assert verify(store).differences == []
 
 
@@ -487,17 +488,17 @@ def test_erasing_an_agent_removes_its_rows_and_holds_the_counter(store: Store) -
     events = [*spread(30), event(1, agent="other", hours_ago=8), *spread(20, B)]
     rig.writer.write(events)
     rig.upkeep.settle()
-    before = rig.totals.fleet().tokens_issued
+    before = rig.shown().tokens_issued
     rig.removal.erase(TenantId(A), "agent-1", NOW)
     kept = [one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")]
     rig.check(Oracle(kept))
-    assert rig.totals.fleet().tokens_issued == before
+    assert rig.shown().tokens_issued == before
     for table in ("events", "agent_slot", "agent_day"):
         assert store.rows(f"SELECT count() FROM {table} WHERE agent_id = 'agent-1' AND tenant_id = 'org-a'") == [(0,)]
     assert store.rows("SELECT count() FROM removals WHERE agent_id != ''") == [(0,)]
     rig.writer.write([event(5000)])
     rig.upkeep.settle()
-    assert rig.totals.fleet().tokens_issued == [before[0] + 1, before[1]]
+    assert rig.shown().tokens_issued == [before[0] + 1, before[1]]
     assert verify(store).differences == []
 
 
@@ -505,13 +506,13 @@ def test_erasing_a_tenant_leaves_the_others_and_its_counter_comes_back_no_lower(
     rig = Rig(store)
     rig.writer.write(spread(30) + spread(20, B))
     rig.upkeep.settle()
-    rig.totals.fleet()
+    rig.shown()
     rig.removal.erase(TenantId(A), None, NOW)
     rig.check(Oracle(spread(20, B)))
-    assert dict(zip(rig.totals.fleet().tenant_id, rig.totals.fleet().present, strict=True)) == {A: False, B: True}
+    assert dict(zip(rig.shown().tenant_id, rig.shown().present, strict=True)) == {A: False, B: True}
     rig.writer.write([event(7777)])
     rig.upkeep.settle()
-    fleet = rig.totals.fleet()
+    fleet = rig.shown()
     assert dict(zip(fleet.tenant_id, fleet.tokens_issued, strict=True)) == {A: 31, B: 20}
 
 
@@ -523,7 +524,7 @@ def test_an_erasure_interrupted_anywhere_is_finished_or_withdrawn_by_the_next_st
     events = spread(30) + spread(20, B)
     rig.writer.write(events)
     rig.upkeep.settle()
-    before = rig.totals.fleet().tokens_issued
+    before = rig.shown().tokens_issued
     calls = 0
     command, insert = store.command, store.insert
 
@@ -552,32 +553,66 @@ def test_an_erasure_interrupted_anywhere_is_finished_or_withdrawn_by_the_next_st
     assert resumed == (1 if interrupted and crash_at > 1 and pending else 0)
     assert store.rows("SELECT count() FROM removals WHERE agent_id != ''") == [(0,)]
     restarted.check(Oracle(one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")))
-    assert restarted.totals.fleet().tokens_issued == before
+    assert restarted.shown().tokens_issued == before
     assert verify(store).differences == []
 
 
-def test_a_restored_store_does_not_lower_a_counter(store: Store, tmp_path: Path) -> None:
+def shown(store: Store, file: Path) -> Fleet:
+    """What an exporter that was just started would show, and then all of it as published."""
+    totals = Totals(store, clock=NOW.timestamp, counters_file=CountersFile(file))
+    fleet = totals.read()
+    totals.record(fleet, newly_published=fleet.tenant_id, other=fleet.other or (7, 1))
+    return fleet
+
+
+def test_a_restored_store_lowers_no_counter_and_no_tenant_is_new_again(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "store.counters.json"
     rig = Rig(store)
     rig.writer.write(spread(50))
     rig.upkeep.settle()
-    totals = Totals(store, clock=NOW.timestamp, high_water=HighWater(file))
-    assert totals.fleet().tokens_issued == [50]
-    empty(store)  # an older copy of the store, with less in it and no memory of what was published since
+    fleet = shown(store, file)
+    assert (fleet.tokens_issued, fleet.published, fleet.other) == ([50], [False], None)
+    fleet = shown(store, file)
+    assert (fleet.tokens_issued, fleet.published, fleet.other) == ([50], [True], (7, 1))
+    empty(store)  # an older copy of the store, or one made from an export, with less in it and without this memory
     restored = Rig(store)
-    restored.writer.write(spread(20))
+    restored.writer.write([*spread(20), *spread(5, B)])
     restored.upkeep.settle()
-    assert Totals(store, clock=NOW.timestamp, high_water=HighWater(file)).fleet().tokens_issued == [50]
+    fleet = shown(store, file)
+    assert (fleet.tenant_id, fleet.tokens_issued, fleet.published) == ([A, B], [50, 5], [True, False])
+    assert fleet.other == (7, 1)
     assert restored.queries.trend(TenantId(A), NOW.date(), 90) == Oracle(spread(20)).trend(A, NOW.date(), 90)
+    assert [entry.table for entry in verify(store).differences] == ["exporter counter"]
+
+
+def test_a_tenant_that_was_recorded_but_never_published_stays_new(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "store.counters.json"
+    rig = Rig(store)
+    rig.writer.write(spread(50))
+    rig.upkeep.settle()
+    totals = Totals(store, clock=NOW.timestamp, counters_file=CountersFile(file))
+    totals.record(totals.read())
+    assert Totals(store, clock=NOW.timestamp, counters_file=CountersFile(file)).read().published == [False]
+
+
+def test_an_unusable_counters_file_is_begun_anew_and_one_without_a_place_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "store.counters.json"
     file.write_text("{broken")
-    assert HighWater(file).counters == {}
+    assert CountersFile(file).counters == {}
+    CountersFile(file).raise_to({A: (3, 1)})
+    CountersFile(file).raise_to({A: (2, 2)})
+    assert CountersFile(file).counters == {A: (3, 2)}
+    with pytest.raises(StoreSetupError, match="cannot be written") as refused:
+        CountersFile(Path("/proc/store.counters.json"))
+    assert "\n" not in str(refused.value)
+    assert "chdb:///proc/store/store" in str(refused.value)
 
 
 def test_the_same_retention_twice_at_once_adds_to_a_counter_once(store: Store) -> None:
     rigs = [Rig(store), Rig(store)]
     rigs[0].writer.write(spread(200))
     rigs[0].upkeep.settle()
-    before = rigs[0].totals.fleet().tokens_issued
+    before = rigs[0].shown().tokens_issued
     removed = [rig.removal for rig in rigs]
     recorded = [removal._record for removal in removed]
     both = threading.Barrier(2, timeout=30)
@@ -595,5 +630,5 @@ def test_the_same_retention_twice_at_once_adds_to_a_counter_once(store: Store) -
     for thread in threads:
         thread.join()
     store.insert("counters", ["tenant_id", "issued", "failed", "published"], [[A], [0], [0], [1]])
-    assert rigs[0].totals.fleet().tokens_issued == before
+    assert rigs[0].shown().tokens_issued == before
     assert verify(store).differences == []

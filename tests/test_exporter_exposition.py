@@ -59,10 +59,9 @@ def fleet(
         top_agent_ratio=[ratio] * rows,
         last_issued_seconds=last or [1.5] * rows,
         month_tokens=[3] * rows,
-        newborn=(),
+        held_at_zero=(),
         tenants=rows,
         dropped=0,
-        floored=0,
     )
 
 
@@ -74,10 +73,9 @@ ACME = PublishedFleet(
     top_agent_ratio=[0.25, 0.0],
     last_issued_seconds=[1_763_900_000.125, None],
     month_tokens=[1234, 0],
-    newborn=(),
+    held_at_zero=(),
     tenants=2,
     dropped=0,
-    floored=0,
 )
 
 

@@ -45,14 +45,15 @@ class Tenant:
 class Store:
     """A `FleetSource`: tenants in memory, and the set of those whose counters were published."""
 
-    def __init__(self, tenants: dict[str, Tenant] | None = None, known: Iterable[str] = ()) -> None:
+    def __init__(self, tenants: dict[str, Tenant] | None = None, published: Iterable[str] = ()) -> None:
         self.tenants = tenants or {}
-        self.known = set(known)
-        self.error: Exception | None = None  # raised by `fleet`
-        self.write_error: Exception | None = None  # raised by `published`
+        self.published = set(published)
+        self.other: tuple[int, int] | None = None
+        self.error: Exception | None = None  # raised by `read`
+        self.write_error: Exception | None = None  # raised by `record`
         self.calls = 0
 
-    def fleet(self) -> Fleet:
+    def read(self) -> Fleet:
         self.calls += 1
         if self.error is not None:
             raise self.error
@@ -65,14 +66,16 @@ class Store:
             top_agent_ratio=[tenant.ratio for _, tenant in rows],
             last_issued_seconds=[tenant.last for _, tenant in rows],
             month_tokens=[tenant.month for _, tenant in rows],
-            known=[tenant_id in self.known for tenant_id, _ in rows],
+            published=[tenant_id in self.published for tenant_id, _ in rows],
             present=[True] * len(rows),
+            other=self.other,
         )
 
-    def published(self, tenant_ids: Sequence[str]) -> None:
+    def record(self, fleet: Fleet, newly_published: Sequence[str], other: tuple[int, int] | None) -> None:
         if self.write_error is not None:
             raise self.write_error
-        self.known.update(tenant_ids)
+        self.published.update(newly_published)
+        self.other = other or self.other
 
 
 def store_of(count: int) -> Store:

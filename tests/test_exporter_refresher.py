@@ -28,7 +28,7 @@ def own(registry: CollectorRegistry, name: str) -> float:
 
 def test_a_store_that_is_down_leaves_the_last_snapshot_until_it_is_too_old() -> None:
     async def scenario() -> None:
-        clock, store = Clock(), Store({"a": Tenant(issued=5)}, known="a")
+        clock, store = Clock(), Store({"a": Tenant(issued=5)}, published="a")
         async with running(store, clock=clock, interval=50.0, max_age=300.0) as exporter:
 
             async def scrape() -> dict[str, str]:
@@ -87,7 +87,7 @@ def test_a_clock_that_was_set_back_gives_no_negative_age() -> None:
 def test_a_new_tenant_waits_for_a_real_scrape_and_is_remembered_before_it_is_shown() -> None:
     async def scenario() -> None:
         clock, store = Clock(), Store({"a": Tenant(issued=5_000)})
-        async with running(store, clock=clock, zero_hold=15.0) as exporter:
+        async with running(store, clock=Clock(), timer=clock, zero_hold=15.0) as exporter:
 
             async def refreshed() -> str:
                 await exporter.refresher.refresh_once()
@@ -98,7 +98,7 @@ def test_a_new_tenant_waits_for_a_real_scrape_and_is_remembered_before_it_is_sho
             await curl("--head", exporter.url())
             clock.now += 60
             assert await refreshed() == "0", "neither time nor a HEAD request is a scrape"
-            assert own(exporter.registry, "newborn_tenants") == 1
+            assert own(exporter.registry, "zero_held_tenants") == 1
             clock.now += 14
             assert await refreshed() == "0"
             clock.now += 1
@@ -106,33 +106,32 @@ def test_a_new_tenant_waits_for_a_real_scrape_and_is_remembered_before_it_is_sho
             assert await refreshed() == "0", "what the store cannot remember would fall after a restart"
             assert own(exporter.registry, "up") == 0
             assert own(exporter.registry, "refresh_failures_total") == 1
-            assert own(exporter.registry, "snapshot_age_seconds") == 0, "the figures themselves are fresh"
             store.write_error = None
             assert await refreshed() == "5000"
-            assert store.known == {"a"}
-            assert own(exporter.registry, "newborn_tenants") == 0
+            assert store.published == {"a"}
+            assert own(exporter.registry, "zero_held_tenants") == 0
             assert own(exporter.registry, "up") == 1
 
     asyncio.run(scenario())
 
 
 class SlowStore(Store):
-    """Blocks in `fleet` until it is let go, and notices two calls at once."""
+    """Blocks in `read` until it is let go, and notices two calls at once."""
 
     def __init__(self) -> None:
-        super().__init__({"a": Tenant(issued=1)}, known="a")
+        super().__init__({"a": Tenant(issued=1)}, published="a")
         self.entered = threading.Event()
         self.let_go = threading.Event()
         self.running = 0
         self.overlapped = False
 
-    def fleet(self) -> Fleet:
+    def read(self) -> Fleet:
         self.running += 1
         self.overlapped |= self.running > 1
         self.entered.set()
         self.let_go.wait(10)
         try:
-            return super().fleet()
+            return super().read()
         finally:
             self.running -= 1
 
@@ -175,7 +174,7 @@ def test_stopping_waits_for_the_refresh_under_way() -> None:
 def test_it_refreshes_by_itself_and_says_so() -> None:
     async def scenario() -> None:
         registry = CollectorRegistry()
-        store = Store({"a": Tenant(issued=1)}, known="a")
+        store = Store({"a": Tenant(issued=1)}, published="a")
         refresher = Refresher(store, ExporterMetrics(registry, "1"), interval=0.01)
 
         async def until(condition: Callable[[], bool]) -> None:
@@ -229,7 +228,7 @@ def test_failures_are_logged_once_each_and_without_what_drivers_put_into_their_m
 
 def test_a_fleet_with_a_repeated_tenant_is_a_failure_and_not_a_broken_scrape() -> None:
     class Repeating(Store):
-        def fleet(self) -> Fleet:
+        def read(self) -> Fleet:
             return Fleet(["a", "a"], [1, 1], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [True, True], [True, True])
 
     async def scenario() -> None:

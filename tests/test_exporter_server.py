@@ -252,7 +252,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_has_seen_nothing(monkeypatch
 
     async def scenario() -> None:
         clock, store = Clock(), store_of(20_000)
-        store.known.clear()
+        store.published.clear()
         async with running(store, clock=clock, max_tenants=20_000) as patient:
             client = await slow_reader(patient)
             await free_again(patient)
