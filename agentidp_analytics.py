@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
 import random
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,7 +33,7 @@ from clickhouse.daily import DailyRound
 from clickhouse.demo_events import DemoFleet, demo_fleet, demo_moment, fill
 from clickhouse.errors import StoreError, StoreSetupError
 from clickhouse.keeper import Keeper
-from clickhouse.options import EXISTING_FILE, Address, Duration, option, options, store_options
+from clickhouse.options import EXISTING_FILE, Address, Duration, PerSecond, option, options, store_options
 from clickhouse.queries import Queries
 from clickhouse.remote import RemoteWriter
 from clickhouse.totals import Totals
@@ -67,8 +70,9 @@ DEMO_AUDIENCE: Final = "https://analytics.example/api"
 listen_options = options(
     option("--listen", type=Address(), default="127.0.0.1:3000", show_default=True, help="Query API and ingest."),
     option("--metrics-listen", type=Address(), default="127.0.0.1:9464", show_default=True, help="Exporter."),
-    option("--refresh-interval", type=Duration(), default="5s", show_default=True, help="Of the exporter's snapshot."),
-    option("--max-tenants", type=click.IntRange(1), default=10_000, show_default=True,
+    option("--refresh-interval", type=Duration(0.1), default="5s", show_default=True,
+           help="Of the exporter's snapshot."),
+    option("--max-tenants", type=click.IntRange(1, 10_000_000), default=10_000, show_default=True,
            help="Tenants with series of their own; the rest is summed as _other."),
     option("--zero-hold", type=Duration(), default="15s", show_default=True,
            help="How long a new tenant's counters stay at 0 after a scrape first saw them: one scrape interval."),
@@ -83,19 +87,22 @@ serve_options = options(
     option("--no-audience-check", is_flag=True, help="Do not look at aud: also tokens meant for somebody else."),
     option("--jwks-url", multiple=True,
            help="The issuer's key set (https, or http on loopback). Once for all issuers, or once for each in order."),
+    option("--ca-file", type=EXISTING_FILE,
+           help="Authorities to trust for --jwks-url, PEM.  [default: the system's]"),
     option("--jwt-algorithms", default="RS256", show_default=True, help="RS/PS/ES 256-512, EdDSA; comma-separated."),
     option("--tenant-claim", default="organization_id", show_default=True, help="Claim that names the tenant."),
     option("--token-types", default=",".join(DEFAULT_TOKEN_TYPES), show_default=True, help="Accepted typ headers."),
-    option("--max-token-lifetime", type=Duration(), default="24h", show_default=True, help="Longest exp - iat."),
+    option("--max-token-lifetime", type=Duration(1), default="24h", show_default=True, help="Longest exp - iat."),
     option("--required-scope", help="Scope that every analytics call must have."),
     option("--ingest-token-file", type=EXISTING_FILE, help="Bearer tokens of trusted event sources, one a line."),
-    option("--tenant-rate-limit", type=click.FloatRange(0, min_open=True), default=200.0, show_default=True,
+    option("--tenant-rate-limit", type=PerSecond(), default=200.0, show_default=True,
            help="Analytics requests a second of one tenant; five seconds' worth may come at once."),
-    option("--source-rate-limit", type=click.FloatRange(0, min_open=True),
+    option("--source-rate-limit", type=PerSecond(),
            help="The same for the ingest requests of one source.  [default: no limit]"),
-    option("--source-event-rate-limit", type=click.FloatRange(0, min_open=True),
+    option("--source-event-rate-limit", type=PerSecond(),
            help="Events a second of one source.  [default: no limit]"),
-    option("--retention-days", type=click.IntRange(1), help="Remove older days every night.  [default: keep all]"),
+    option("--retention-days", type=click.IntRange(1, 36_500),
+           help="Remove older days every night.  [default: keep all]"),
     option("--tls-cert", type=EXISTING_FILE, help="Certificate chain of the API, PEM; re-read when it changes."),
     option("--tls-key", type=EXISTING_FILE, help="Its private key."),
     option("--web-config-file", type=EXISTING_FILE, help="TLS and basic auth of the exporter (exporter-toolkit file)."),
@@ -173,6 +180,7 @@ def _trust(values: dict[str, Any]) -> Trust:
         token_types=_list(values["token_types"]),
         max_token_lifetime=values["max_token_lifetime"],
         required_scope=values["required_scope"],
+        ca_file=values["ca_file"],
     )
 
 
@@ -214,13 +222,30 @@ class Files:
 # --- Wiring ---------------------------------------------------------------------------------------------------------
 
 
+def require_free_addresses(addresses: Mapping[str, tuple[str, int]]) -> None:
+    """Raises click.UsageError naming the option whose address cannot be listened on. All are free again on return."""
+    with contextlib.ExitStack() as held:
+        for option_name, (host, port) in addresses.items():
+            try:
+                family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+                held.enter_context(contextlib.closing(socket.create_server((host, port), family=family)))
+            except (OSError, UnicodeError) as error:
+                reason = getattr(error, "strerror", None) or "no host name"
+                raise click.UsageError(
+                    f"{option_name} {_authority(host, port)} cannot be listened on: {reason}; give another address"
+                ) from error
+
+
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[None]:
     """Serves as `settings` say until the block is left; then drains: requests are finished, their events stored."""
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
-    files = Files.read(settings)  # before the store: a wrong one must not leave a new store behind
+    # Before the store: a wrong setting must not leave a new store behind.
+    files = Files.read(settings)
+    listen = {} if settings.only == "exporter" else {"--listen": (settings.api.host, settings.api.port)}
+    require_free_addresses({**listen, "--metrics-listen": settings.metrics_listen})
     async with contextlib.AsyncExitStack() as stack:
         verifier = None
         if settings.trust is not None:
@@ -409,33 +434,57 @@ def demo(
     """Serves a fresh store filled with 90 days of made-up events, and goes on with a few events a second."""
     _configure_logging(log_format)
     logging.getLogger("query_api.access").setLevel(logging.WARNING)
-    directory = _fresh_demo_directory()
-    key = DevKey.generate()
-    key.save(directory / "signing-key.pem")
-    ingest_token = secrets.token_urlsafe(24)
-    token_file = directory / "ingest-token"
-    token_file.touch(mode=0o600)
-    token_file.write_text(ingest_token + "\n")
-    settings = Settings(
-        dsn=f"chdb://{directory / 'store'}",
-        api=ApiSettings(host=listen[0], port=listen[1], ingest_token_file=token_file),
-        trust=None,
-        metrics_listen=metrics_listen,
-        refresh_interval=refresh_interval,
-        max_tenants=max_tenants,
-        zero_hold=zero_hold,
-    )
-    asyncio.run(_demo(settings, key, ingest_token))
+    require_free_addresses({"--listen": listen, "--metrics-listen": metrics_listen})
+    with _demo_directory() as directory:
+        key = DevKey.generate()
+        key.save(directory / "signing-key.pem")
+        ingest_token = secrets.token_urlsafe(24)
+        token_file = directory / "ingest-token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(ingest_token + "\n")
+        settings = Settings(
+            dsn=f"chdb://{directory / 'store'}",
+            api=ApiSettings(host=listen[0], port=listen[1], ingest_token_file=token_file),
+            trust=None,
+            metrics_listen=metrics_listen,
+            refresh_interval=refresh_interval,
+            max_tenants=max_tenants,
+            zero_hold=zero_hold,
+        )
+        asyncio.run(_demo(settings, key, ingest_token))
 
 
-def _fresh_demo_directory() -> Path:
+@contextlib.contextmanager
+def _demo_directory() -> Iterator[Path]:
+    """The directory of the demo, emptied; locked until the block is left, because emptying it under another demo would
+    take that one's store away. Raises click.UsageError.
+    """
     directory = Path.cwd() / DEMO_DIRECTORY
-    if directory.exists() and not (directory / DEMO_MARKER).exists():
-        raise click.UsageError(f"{directory} exists and is not of an earlier demo; move it away")
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    (directory / DEMO_MARKER).touch()
-    return directory
+    try:
+        directory.mkdir(exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise click.UsageError(
+            f"{directory} cannot be made: {error.strerror}; run demo in another directory"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = list(directory.iterdir())
+        if held and directory / DEMO_MARKER not in held:
+            raise click.UsageError(f"{directory} exists and is not of an earlier demo; move it away")
+        (directory / DEMO_MARKER).touch()
+        for entry in held:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != DEMO_MARKER:
+                entry.unlink()
+        yield directory
+    except BlockingIOError:
+        raise click.UsageError(
+            f"{directory} belongs to a demo that is running; stop it, or run this one in another directory"
+        ) from None
+    finally:
+        os.close(lock)
 
 
 async def _demo(settings: Settings, key: DevKey, ingest_token: str) -> None:
@@ -468,6 +517,14 @@ def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def _command() -> str:
+    """How this program was called, so that a second terminal in this directory can call it too."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py" or called.suffix == ".py":
+        return f"{os.path.relpath(sys.executable)} -m agentidp_analytics"
+    return called.name if shutil.which(called.name) else os.path.relpath(called)
+
+
 def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
     api = f"http://{_authority(settings.api.host, settings.api.port)}"
     exporter = _authority(*settings.metrics_listen)
@@ -487,7 +544,7 @@ def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
               {fleet.silent_tenant}: silent for {fleet.silent_for_days} days
               {fleet.dominated_tenant}: one agent takes most of the tokens
 
-A token of {fleet.looping_tenant}, valid for 12 hours (for another tenant: agentidp-analytics token --tenant NAME):
+A token of {fleet.looping_tenant}, valid for 12 hours (for another tenant: {_command()} token --tenant NAME):
 
 export TOKEN={token}
 
@@ -509,10 +566,13 @@ Ctrl-C stops it.
 @option("--tenant", required=True, help="Tenant that the token is for.")
 @option("--issuer", default=DEMO_ISSUER, show_default=True, help="iss of the token.")
 @option("--audience", default=DEMO_AUDIENCE, show_default=True, help="aud of the token.")
-@option("--lifetime", type=Duration(), default="1h", show_default=True, help="exp - iat.")
+@option("--lifetime", type=Duration(1), default="1h", show_default=True, help="exp - iat.")
 @option("--tenant-claim", default="organization_id", show_default=True, help="Claim that names the tenant.")
 def token(key: Path | None, tenant: str, issuer: str, audience: str, lifetime: float, tenant_claim: str) -> None:
     """Mints a development token, with the key that demo made or a given one."""
+    for name, value in (("--issuer", issuer), ("--audience", audience), ("--tenant-claim", tenant_claim)):
+        if not value:
+            raise click.UsageError(f"{name} is empty; give a value, or leave it out")
     path = key or Path(DEMO_DIRECTORY) / "signing-key.pem"
     try:
         dev_key = DevKey.load(path)

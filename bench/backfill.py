@@ -14,7 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import zstandard
 from prometheus_client import CollectorRegistry
 
 from clickhouse.keeper import Keeper

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, NamedTuple
 
-import zstandard
+from backports import zstd
 from isal import igzip
 
 from clickhouse.event import Event, EventRejectedError, FieldError
@@ -20,7 +20,9 @@ from query_api.batch import MAX_LINE_BYTES, read_line
 
 EVENTS_A_BATCH: Final = 50_000
 WRITERS: Final = 2
-_PACKED_BYTES: Final = 64 * 1024
+_READ_BYTES: Final = 1 << 20
+_GZIP: Final = b"\x1f\x8b"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 
 class Reject(NamedTuple):
@@ -38,11 +40,15 @@ class Reject(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """What a backfill did so far; `read` and `total` in bytes of the files as they lie on disk (total 0: unknown)."""
+    """What a backfill did so far, in bytes of the files as they lie on disk (`total` 0: unknown).
+
+    `done` is what is stored or rejected of what was `read`. `codes` counts each rejected line once, by its first fault.
+    """
 
     accepted: int = 0
     rejected: int = 0
     read: int = 0
+    done: int = 0
     total: int = 0
     codes: dict[str, int] = field(default_factory=dict)
 
@@ -70,13 +76,14 @@ def backfill(
     if "-" in paths:
         tally.total = 0
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="backfill") as threads:
-        pending: list[tuple[Future[None], int]] = []
+        pending: list[tuple[Future[None], int, int]] = []
 
         def finish(limit: int) -> None:
             while len(pending) > limit:
-                done, events = pending.pop(0)
+                done, events, read = pending.pop(0)
                 done.result()
                 tally.accepted += events
+                tally.done = read
                 after_batch()
                 on_progress(tally)
 
@@ -86,12 +93,12 @@ def backfill(
                 for event in _events(path, tally, now_ms, on_reject):
                     batch.append(event)
                     if len(batch) >= EVENTS_A_BATCH:
-                        pending.append((threads.submit(write, batch), len(batch)))
+                        pending.append((threads.submit(write, batch), len(batch), tally.read))
                         batch = []
                         finish(WRITERS)
         finally:
             if batch:
-                pending.append((threads.submit(write, batch), len(batch)))
+                pending.append((threads.submit(write, batch), len(batch), tally.read))
             finish(0)
     return tally
 
@@ -104,8 +111,8 @@ def _events(path: str, tally: Tally, now_ms: Callable[[], int], on_reject: Calla
             yield read_line(line, now_ms())
         except EventRejectedError as error:
             tally.rejected += 1
-            for reason in error.errors:
-                tally.codes[reason.code] = tally.codes.get(reason.code, 0) + 1
+            first = error.errors[0].code
+            tally.codes[first] = tally.codes.get(first, 0) + 1
             on_reject(Reject(path, number, error.errors, line.decode("utf-8", "surrogateescape").rstrip("\r\n")))
 
 
@@ -113,12 +120,12 @@ def _lines(path: str, tally: Tally) -> Iterator[bytes]:
     try:
         with _open(path) as file:
             counted = _CountedReader(file, tally)
-            stream = _unpacked(path, counted)
+            stream = _unpacked(counted)
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 yield line
                 while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE_BYTES + 1)  # the rest of a line that is too long
-    except (OSError, EOFError, zstandard.ZstdError, zlib.error) as error:
+    except (OSError, EOFError, zstd.ZstdError, zlib.error) as error:
         raise InputError(f"{path}: {error}") from error
 
 
@@ -128,51 +135,16 @@ def _open(path: str) -> BinaryIO:
     return Path(path).open("rb")
 
 
-def _unpacked(path: str, raw: io.RawIOBase) -> IO[bytes]:
-    buffered = io.BufferedReader(raw, 1 << 20)
-    if path.endswith(".gz"):
+def _unpacked(raw: io.RawIOBase) -> IO[bytes]:
+    """What `raw` holds, gzip (RFC 1952) and Zstandard (RFC 8878) unpacked: its first bytes tell, not its name."""
+    buffered = io.BufferedReader(raw, _READ_BYTES)
+    start = buffered.peek(4)[:4]
+    if start.startswith(_GZIP):
         unpacked: Any = igzip.IGzipFile(fileobj=buffered)  # type: ignore[no-untyped-call]
-        return io.BufferedReader(unpacked, 1 << 20)
-    if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdReader(buffered), 1 << 20)
+        return io.BufferedReader(unpacked, _READ_BYTES)
+    if start == _ZSTD:
+        return io.BufferedReader(zstd.ZstdFile(buffered), _READ_BYTES)
     return buffered
-
-
-class _ZstdReader(io.RawIOBase):
-    """Unpacks frame after frame. The library's own reader takes a file cut off in the middle for one that ends."""
-
-    def __init__(self, packed: IO[bytes]) -> None:
-        self._packed = packed
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._is_inside = False
-        self._unpacked = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            packed = self._packed.read(_PACKED_BYTES)
-            if not packed:
-                if self._is_inside:
-                    raise EOFError("the file ends in the middle of a zstd frame")
-                return 0
-            self._unpacked = self._unpack(packed)
-        part, self._unpacked = self._unpacked[: len(buffer)], self._unpacked[len(buffer) :]
-        buffer[: len(part)] = part
-        return len(part)
-
-    def _unpack(self, packed: bytes) -> bytes:
-        parts = []
-        while packed:
-            self._is_inside = True
-            parts.append(self._frame.decompress(packed))
-            packed = b""
-            if self._frame.eof:
-                packed = self._frame.unused_data
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-                self._is_inside = False
-        return b"".join(parts)
 
 
 class _CountedReader(io.RawIOBase):

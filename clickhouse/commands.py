@@ -42,6 +42,7 @@ def migrate(dsn: str, cluster: str | None) -> None:
 @option("--rejects", type=click.Path(dir_okay=False, path_type=Path), help="Keep rejected lines with reasons here.")
 @option("--url", help="Send to the running service at this address instead of opening the store.")
 @option("--token-file", type=EXISTING_FILE, help="Ingest bearer token for --url, on the first line.")
+@option("--ca-file", type=EXISTING_FILE, help="Authorities to trust for --url, PEM.  [default: the system's]")
 def ingest(
     files: tuple[str, ...],
     dsn: str,
@@ -49,8 +50,13 @@ def ingest(
     rejects: Path | None,
     url: str | None,
     token_file: Path | None,
+    ca_file: Path | None,
 ) -> None:
-    """Backfills NDJSON FILES (.gz and .zst too, - for standard input); run it again to resume."""
+    """Backfills NDJSON FILES (gzip and Zstandard too, - for standard input); run it again to resume."""
+    if url is None:
+        for name, value in (("--token-file", token_file), ("--ca-file", ca_file)):
+            if value is not None:
+                raise click.UsageError(f"{name} {value} belongs to --url; give that too, or leave it out")
     for path in files:
         if path != "-" and not Path(path).is_file():
             raise click.UsageError(f"{path} is not a file that can be read; give NDJSON files, or - for standard input")
@@ -71,7 +77,8 @@ def ingest(
         else:
             if token_file is None:
                 raise click.UsageError("--token-file is missing; --url needs the ingest bearer token of the service")
-            write = RemoteWriter(url, token_file.read_text(encoding="utf-8").partition("\n")[0].strip()).write
+            token = token_file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+            write = RemoteWriter(url, token, ca_file=ca_file, on_wait=progress.say).write
 
         def on_reject(reject: Reject) -> None:
             if kept:

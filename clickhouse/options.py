@@ -18,16 +18,37 @@ def option(name: str, **arguments: Any) -> Callable[[_F], _F]:
     return click.option(name, envvar=variable, show_envvar=True, **arguments)
 
 
+_LONGEST_SECONDS: Final = 3650 * 86400.0
+
+
 class Duration(click.ParamType[float]):
-    """Seconds, or a number with s, m, h or d."""
+    """Seconds, or a number with s, m, h or d; from `at_least` (seconds) to ten years."""
 
     name = "duration"
+
+    def __init__(self, at_least: float = 0.0) -> None:
+        self._at_least = at_least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", str(value))
         if match is None:
             self.fail(f"{value!r} is no duration; give one such as 90s, 15m, 24h or 7d", param, ctx)
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        if not self._at_least <= seconds <= _LONGEST_SECONDS:
+            self.fail(f"{value} is out of range; give {self._at_least:g}s to 3650d", param, ctx)
+        return seconds
+
+
+class PerSecond(click.ParamType[float]):
+    """How many a second: a decimal number above 0, a billion at most."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        is_number = isinstance(value, float) or re.fullmatch(r"[0-9]{1,10}(?:\.[0-9]{1,10})?", str(value))
+        if not is_number or not 0 < float(value) <= 1e9:
+            self.fail(f"{value!r} is no rate; give a number a second above 0, such as 200", param, ctx)
+        return float(value)
 
 
 class Address(click.ParamType[tuple[str, int]]):

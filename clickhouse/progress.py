@@ -29,8 +29,8 @@ class Progress:
         """Says how far a backfill is, how fast, and how long it still takes."""
         elapsed = time.monotonic() - self._started
         text = f"{tally.accepted:,} events, {tally.accepted / max(elapsed, 0.001):,.0f}/s, {tally.rejected:,} rejected"
-        if tally.total and tally.read:
-            share = min(1.0, tally.read / tally.total)
+        if tally.total and tally.done:
+            share = min(1.0, tally.done / tally.total)
             text = f"[{'#' * int(share * 30):30}] {share:4.0%}  {text}, {elapsed / share - elapsed:,.0f} s left"
         self.say(text)
 

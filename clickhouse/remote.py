@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 _BODY_BYTES: Final = 4_000_000
 _EVENTS: Final = 20_000
 _TRIES: Final = 30
+_TRIES_TO_FIND: Final = 4  # of a service that has not answered yet: 1.75 s, for one that is just starting
 _LONGEST_WAIT_SECONDS: Final = 10.0
 _TIMEOUT_SECONDS: Final = 60.0
 _PATH: Final = "/api/v1/events"
@@ -30,8 +33,19 @@ _PATH: Final = "/api/v1/events"
 class RemoteWriter:
     """Posts events to the service at `url` (http or https, without a path). Thread-safe: a connection a call."""
 
-    def __init__(self, url: str, token: str, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Raises StoreSetupError for a URL or token that cannot be used."""
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        ca_file: Path | None = None,
+        on_wait: Callable[[str], None] = lambda reason: None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`ca_file`: PEM file of the authorities to trust instead of the system's. `on_wait` hears why it waits.
+
+        Raises StoreSetupError for a URL, token or file that cannot be used.
+        """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
             raise StoreSetupError(f"--url {url} is no address of a service; give one such as http://127.0.0.1:3000")
@@ -47,7 +61,13 @@ class RemoteWriter:
             "Content-Encoding": "gzip",
         }
         self._url = url
+        self._on_wait = on_wait
         self._sleep = sleep
+        self._has_answered = False
+        try:
+            self._tls = ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            raise StoreSetupError(f"--ca-file {ca_file} holds no usable PEM certificate: {error}") from error
 
     def write(self, events: Sequence[Event]) -> None:
         """Returns once the service has answered for every event.
@@ -63,24 +83,35 @@ class RemoteWriter:
             try:
                 status, retry_after, answer = self._post(body)
             except (OSError, http.client.HTTPException) as error:
-                status, retry_after, answer = 0, "", str(error).encode()
+                status, retry_after, answer = 0, "", (str(error) or type(error).__name__).encode()
+                self._raise_if_permanent(error, attempt)
+            said = answer[:200].decode("utf-8", "replace")
+            self._has_answered |= status != 0
             if status == 200:
                 self._require_all(json.loads(answer), count)
                 return
             if status not in (0, 429, 503):
-                raise StoreError(f"{self._url} answered {status}: {answer[:300].decode('utf-8', 'replace')}")
+                raise StoreError(f"{self._url} answered {status}: {said}")
             wait = float(retry_after) if retry_after.isdigit() else min(2.0**attempt / 4, _LONGEST_WAIT_SECONDS)
+            self._on_wait(f"waiting for {self._url} ({status or said}), try {attempt + 2} of {_TRIES} ...")
             self._sleep(min(wait, _LONGEST_WAIT_SECONDS))
         raise StoreUnavailableError(
-            f"{self._url} did not take events after {_TRIES} tries ({answer[:200].decode('utf-8', 'replace')}); "
-            "run this again later, events count once"
+            f"{self._url} did not take events after {_TRIES} tries ({said}); run this again later, events count once"
         )
+
+    def _raise_if_permanent(self, error: Exception, attempt: int) -> None:
+        """Raises StoreError for what trying again will not mend. A service that has answered may just restart."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise StoreError(
+                f"{self._url}: the certificate is not trusted ({error.verify_message}); give its authority as --ca-file"
+            ) from error
+        unreachable = isinstance(error, ConnectionRefusedError | socket.gaierror | ssl.SSLError)
+        if unreachable and not self._has_answered and attempt + 1 >= _TRIES_TO_FIND:
+            raise StoreError(f"{self._url} cannot be reached ({error}); is the service running there?") from error
 
     def _post(self, body: bytes) -> tuple[int, str, bytes]:
         connection = (
-            http.client.HTTPSConnection(
-                self._host, self._port, timeout=_TIMEOUT_SECONDS, context=ssl.create_default_context()
-            )
+            http.client.HTTPSConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS, context=self._tls)
             if self._secure
             else http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
         )

@@ -42,6 +42,8 @@ class Store:
         self.dsn = dsn
         self.cluster = cluster
         self.embedded = dsn.startswith("chdb:")
+        if cluster is not None and (self.embedded or not cluster):
+            raise StoreSetupError(f"--cluster {cluster!r} needs a name, and a ClickHouse server as --dsn")
         self.insert_timeout = insert_timeout  # seconds an insert may take before its outcome counts as unknown
         self._local = threading.local()
         self._clients: list[Client] = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 from prometheus_client import CollectorRegistry
@@ -30,6 +32,7 @@ class Trust:
     token_types: tuple[str, ...] = DEFAULT_TOKEN_TYPES
     max_token_lifetime: float = 24 * 3600
     required_scope: str | None = None
+    ca_file: Path | None = None  # authorities to trust for the key sets; None: the system's
 
     def __post_init__(self) -> None:
         """Raises ValueError for a number of key sets that cannot be matched with the issuers."""
@@ -42,11 +45,19 @@ class Trust:
             )
 
 
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ValueError(f"--ca-file {ca_file} holds no usable PEM certificate: {error}") from error
+
+
 @asynccontextmanager
 async def verifying(trust: Trust, registry: CollectorRegistry) -> AsyncIterator[Verifier]:
     """A verifier whose key sets are kept fresh until the block is left. Raises ValueError naming a wrong setting."""
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession())
+        connector = aiohttp.TCPConnector(ssl=_tls_context(trust.ca_file))
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         on_fetch = jwks_fetches(registry)
         key_sets = [KeySet(session, url, algorithms=trust.algorithms, on_fetch=on_fetch) for url in trust.jwks_urls]
         issuers: dict[str, KeySet] | KeySet = key_sets[0]

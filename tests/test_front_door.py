@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
+from backports import zstd
 
 from clickhouse.store import Store
 from tests.bridge.process import Bridge
@@ -117,7 +117,7 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
     dsn = f"chdb://{tmp_path / 'store'}"
     (tmp_path / "a.ndjson").write_bytes(ndjson(events(10)))
     (tmp_path / "b.ndjson.gz").write_bytes(gzip.compress(ndjson(events(20))))
-    (tmp_path / "c.ndjson.zst").write_bytes(zstandard.compress(ndjson(events(30, "org-b"))))
+    (tmp_path / "c.ndjson.zst").write_bytes(zstd.compress(ndjson(events(30, "org-b"))))
     bad = [{"event_id": "x"}, *events(1), {"event_id": 1, "tenant_id": "", "agent_id": "a\n", "issued_at": "soon"}]
     (tmp_path / "bad.ndjson").write_bytes(ndjson(bad) + b"{broken\n\n")
     names = ["a.ndjson", "b.ndjson.gz", "c.ndjson.zst", "bad.ndjson"]
@@ -125,6 +125,8 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
     ended = run("ingest", "--dsn", dsn, "--rejects", str(rejects), *names, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert ended.returncode == 1, ended.stderr
     assert "accepted 61, rejected 3" in ended.stdout
+    told = {code: int(count) for code, count in re.findall(r"rejected for (\w+): (\d+)", ended.stdout)}
+    assert told == {"required": 1, "pattern": 1, "json": 1}, "a line counts once, under its first fault"
     kept = [json.loads(line) for line in rejects.read_text().splitlines()]
     assert [(entry["file"], entry["line"]) for entry in kept] == [
         ("bad.ndjson", 1),
@@ -135,15 +137,18 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
 
     again = run("ingest", "--dsn", dsn, *names[:3], cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (again.returncode, "accepted 60, rejected 0" in again.stdout) == (0, True)
-    piped = subprocess.run(
-        [sys.executable, "-m", "agentidp_analytics", "ingest", "--dsn", dsn, "-"],
-        input=ndjson(events(40)),
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        check=False,
-    )
-    assert b"accepted 40, rejected 0" in piped.stdout, piped.stderr
+    for packed in (ndjson(events(40)), gzip.compress(ndjson(events(40))), zstd.compress(ndjson(events(40)))):
+        piped = subprocess.run(
+            [sys.executable, "-m", "agentidp_analytics", "ingest", "--dsn", dsn, "-"],
+            input=packed,
+            cwd=ROOT,
+            env=clean_environment(),
+            capture_output=True,
+            check=False,
+        )
+        assert b"accepted 40, rejected 0" in piped.stdout, piped.stderr
+    (tmp_path / "plain.gz").write_bytes(ndjson(events(3)))  # the first bytes tell, not the name
+    assert "accepted 3, rejected 0" in run("ingest", "--dsn", dsn, str(tmp_path / "plain.gz")).stdout
     verified = run("verify", "--dsn", dsn)
     assert (verified.returncode, "0 differences" in verified.stdout) == (0, True), verified.stdout
 
@@ -161,8 +166,7 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
     ("name", "content"),
     [
         ("cut.ndjson.gz", gzip.compress(ndjson(events(500)))[:-20]),
-        ("cut.ndjson.zst", zstandard.compress(ndjson(events(500)))[:-20]),
-        ("two-bytes.ndjson.zst", b"\x28\xb5"),
+        ("cut.ndjson.zst", zstd.compress(ndjson(events(500)))[:-20]),
         ("broken.ndjson.zst", b"\x28\xb5\x2f\xfdbroken"),
         ("none.ndjson", None),
     ],
@@ -287,14 +291,51 @@ def test_a_bad_body_changes_nothing_and_the_process_lives(tmp_path: Path) -> Non
         assert service.post(events(1)[0] | {"events": "an unknown field"}) == (200, {"accepted": 1, "rejected": []})
 
 
+def start_demo(directory: Path, port: int, metrics_port: int) -> subprocess.Popen[bytes]:
+    listen = ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics_port}"]
+    with (directory / "out").open("w") as out, (directory / "err").open("w") as err:
+        return subprocess.Popen(
+            [sys.executable, "-u", "-m", "agentidp_analytics", "demo", *listen, "--refresh-interval", "0.5s"],
+            cwd=directory, env=clean_environment() | {"PYTHONPATH": str(ROOT)}, stdout=out, stderr=err,
+        )  # fmt: skip
+
+
+def test_a_demo_beside_a_running_demo_leaves_it_alone(tmp_path: Path) -> None:
+    first, elsewhere = tmp_path / "first", tmp_path / "elsewhere"
+    first.mkdir(), elsewhere.mkdir()
+    port, metrics_port = free_port(), free_port()
+    demo = start_demo(first, port, metrics_port)
+    try:
+        wait_for(lambda: "Ctrl-C" in (first / "out").read_text(), 60, (first / "err").read_text)
+        token = re.search(r"^export TOKEN=(\S+)$", (first / "out").read_text(), re.MULTILINE)
+        assert token is not None
+
+        def count() -> int:
+            url = f"http://127.0.0.1:{port}/api/v1/analytics/tokens?days=90"
+            status, _, body = request("GET", url, {"Authorization": f"Bearer {token[1]}"})
+            assert status == 200
+            return sum(day["count"] for day in json.loads(body)["data"])
+
+        before = count()
+        for directory, ports in (
+            (first, (port, metrics_port)),
+            (first, (free_port(), free_port())),
+            (elsewhere, (port, metrics_port)),
+            (elsewhere, (free_port(), metrics_port)),
+        ):
+            listen = ("--listen", f"127.0.0.1:{ports[0]}", "--metrics-listen", f"127.0.0.1:{ports[1]}")
+            ended = run("demo", *listen, cwd=directory, PYTHONPATH=str(ROOT))
+            assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+            assert count() >= before
+        assert list(elsewhere.iterdir()) == []
+    finally:
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(30) == 0, (first / "err").read_text()
+
+
 def test_the_demo_shows_its_stories_with_the_printed_lines(tmp_path: Path) -> None:
     port, metrics_port = free_port(), free_port()
-    listen = ["--listen", f"127.0.0.1:{port}", "--metrics-listen", f"127.0.0.1:{metrics_port}"]
-    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-        demo = subprocess.Popen(
-            [sys.executable, "-u", "-m", "agentidp_analytics", "demo", *listen, "--refresh-interval", "0.5s"],
-            cwd=tmp_path, env=clean_environment() | {"PYTHONPATH": str(ROOT)}, stdout=out, stderr=err,
-        )  # fmt: skip
+    demo = start_demo(tmp_path, port, metrics_port)
     try:
         wait_for(lambda: "Ctrl-C" in (tmp_path / "out").read_text(), 60, (tmp_path / "err").read_text)
         text = (tmp_path / "out").read_text()
@@ -318,7 +359,13 @@ def test_the_demo_shows_its_stories_with_the_printed_lines(tmp_path: Path) -> No
         counts = sorted(day["count"] for day in trend["data"])
         assert counts[-1] > 2.5 * counts[-2], "the retry loop must stand out"
 
-        silent = run("token", "--tenant", "org-umbrella", cwd=tmp_path, PYTHONPATH=str(ROOT)).stdout.strip()
+        another = re.search(r"for another tenant: (.* token --tenant )NAME", text)
+        assert another is not None
+        typed = subprocess.run(
+            ["bash", "-c", f"{another[1]} org-umbrella"], cwd=tmp_path, capture_output=True, check=True,
+            env=clean_environment() | {"PYTHONPATH": str(ROOT)}, text=True,
+        )  # fmt: skip
+        silent = typed.stdout.strip()
         quiet = call(curls[0], silent)["data"]
         assert [day["count"] for day in quiet[-3:]] == [0, 0, 0]
         assert sum(day["count"] for day in quiet[:-5]) > 0
@@ -451,7 +498,7 @@ def test_rejects_never_overwrite_the_input_and_keep_every_byte(tmp_path: Path) -
 
 
 def test_several_zst_frames_in_a_file_are_all_read(tmp_path: Path) -> None:
-    frames = b"".join(zstandard.compress(ndjson(events(20, f"org-{number}"))) for number in range(3))
+    frames = b"".join(zstd.compress(ndjson(events(20, f"org-{number}"))) for number in range(3))
     (tmp_path / "frames.ndjson.zst").write_bytes(frames)
     assert (
         "accepted 60"
