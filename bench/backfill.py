@@ -30,7 +30,7 @@ def write_file(path: Path, events: int, seed: int = 1) -> None:
     pick = random.Random(seed)
     end = int(time.time() * 1000) - 60_000
     step = DAYS * 86_400_000 / events
-    with zstandard.open(path, "wt", cctx=zstandard.ZstdCompressor(level=1)) as file:
+    with zstd.open(path, "wt", level=1) as file:
         for number in range(events):
             at = int(end - (events - number) * step)
             line = (

@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, NamedTuple
 
-from backports import zstd
 from isal import igzip
 
 from clickhouse.event import Event, EventRejectedError, FieldError
 from query_api.batch import MAX_LINE_BYTES, read_line
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 EVENTS_A_BATCH: Final = 50_000
 WRITERS: Final = 2

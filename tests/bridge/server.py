@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import lz4.frame
-import zstandard
 from aiohttp import web
+from backports import zstd
 
 from tests.bridge.engine import Engine, Reply, Request
 from tests.bridge.errors import (
@@ -157,7 +157,7 @@ async def _parse(request: web.Request) -> Request:
     else:
         try:
             body = _decompressed(await request.read(), request.headers.get("Content-Encoding", ""))
-        except (EOFError, OSError, RuntimeError, zlib.error, zstandard.ZstdError) as error:
+        except (EOFError, OSError, RuntimeError, zlib.error, zstd.ZstdError) as error:
             raise refusal(CANNOT_DECOMPRESS, f"Cannot decompress the request: {error}.") from error
     query = parameters.get("query", "").encode()
     statement = parse_statement(b"\n".join(part for part in (query, body) if part))
@@ -199,7 +199,7 @@ def _decompressed(body: bytes, encoding: str) -> bytes:
         case "lz4":
             return _unframed(body, lz4.frame.LZ4FrameDecompressor)
         case "zstd":
-            return _unframed(body, zstandard.ZstdDecompressor().decompressobj)
+            return _unframed(body, zstd.ZstdDecompressor)
         case "gzip":
             return gzip.decompress(body)
     raise refusal(NOT_IMPLEMENTED, f"Unknown compression method: {encoding}.")
