@@ -2,19 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
 INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install demo test lint torture bench lock audit clean tools
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) ## Make .venv with the command agentidp-analytics
+install: $(RUNTIME) ## Make .venv with the command agentidp-analytics and the embedded engine
 
-$(INSTALLED): requirements-dev.lock pyproject.toml
+# Not compiled ahead: a run imports a fraction of what is installed, and compiles that much itself.
+$(RUNTIME): requirements.lock pyproject.toml
+	@echo "installing into $(VENV): the engine is large, this takes a minute" >&2
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --no-compile -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(INSTALLED): $(RUNTIME) requirements-dev.lock
+	@echo "installing into $(VENV) what tests and lint need" >&2
+	$(PIP) --no-compile -r requirements-dev.lock
 	@touch $@
 
 demo: install ## Serve 90 days of made-up events, with a token and the calls to make
@@ -23,7 +32,7 @@ demo: install ## Serve 90 days of made-up events, with a token and the calls to 
 tools: ## Check (and on Debian as root: install) what only the tests need
 	.ci/tools
 
-lint: install ## Formatting, lint and types
+lint: $(INSTALLED) ## Formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -31,21 +40,23 @@ lint: install ## Formatting, lint and types
 test: tools lint ## Everything that CI checks
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-torture: install ## kill -9 and recount for SECONDS (default 60), SEED to repeat a run
+torture: $(INSTALLED) ## kill -9 and recount for SECONDS (default 60), SEED to repeat a run
 	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
-bench: install ## Ratios, measured side by side
+bench: $(INSTALLED) ## Ratios, measured side by side
 	$(BIN)/python -m bench.exporter
 	$(BIN)/python -m bench.commit
 	$(BIN)/python -m bench.attack
 	$(BIN)/python -m bench.flatness
 
-lock: ## Write requirements-dev.lock anew from pyproject.toml
+COMPILE := .cache/lock/bin/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --no-emit-index-url \
+  --no-emit-find-links --no-emit-trusted-host --all-build-deps
+lock: ## Write requirements.lock and requirements-dev.lock anew from pyproject.toml
 	$(PYTHON) -m venv .cache/lock && .cache/lock/bin/python -m pip install --quiet pip-tools
-	.cache/lock/bin/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --no-emit-index-url \
-	  --no-emit-find-links --no-emit-trusted-host --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra embedded --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --extra embedded --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
-audit: install ## Known advisories of the locked packages (asks the network)
+audit: $(INSTALLED) ## Known advisories of the locked packages (asks the network)
 	$(BIN)/pip-audit --requirement requirements-dev.lock --no-deps --disable-pip
 
 clean: ## Remove everything that was made here

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from backports import zstd
 from prometheus_client import CollectorRegistry
 
 from clickhouse.keeper import Keeper
