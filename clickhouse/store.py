@@ -185,7 +185,13 @@ class Store:
 
     def _connected(self, **more: Any) -> Client:
         if self.embedded:
-            return clickhouse_connect.get_client(**self._arguments, settings=self._settings, **more)
+            try:
+                return clickhouse_connect.get_client(**self._arguments, settings=self._settings, **more)
+            except ImportError as error:
+                raise StoreSetupError(
+                    f"--dsn {self.address} needs the embedded engine, which is not installed; install "
+                    "agentidp-analytics[embedded], or give a ClickHouse server as --dsn"
+                ) from error
         sent = {name: str(value) for name, value in self._settings.items()}
         # Not as the driver's `settings`: it asks its own first questions without them, and a profile that cuts those
         # leaves it wrong about the server. Of the whole class, so it is taken back for who else uses the driver; a

@@ -506,6 +506,27 @@ def test_several_zst_frames_in_a_file_are_all_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_server_deployment_does_without_the_embedded_engine(tmp_path: Path, bridge: Bridge) -> None:
+    without = "import sys; sys.modules['chdb'] = None; import agentidp_analytics; agentidp_analytics.main()"
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", without, *arguments],
+            cwd=tmp_path, env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    embedded = command("verify", "--dsn", f"chdb://{tmp_path}")
+    assert embedded.returncode == 2
+    embedded = command("migrate", "--dsn", f"chdb://{tmp_path / 'store'}")
+    assert (embedded.returncode, "agentidp-analytics[embedded]" in embedded.stderr) == (2, True), embedded.stderr
+    dsn = bridge.dsn_of("without_engine")
+    (tmp_path / "events").write_bytes(ndjson(events(10)))
+    for arguments in (("migrate",), ("ingest", "events"), ("verify",)):
+        ended = command(arguments[0], "--dsn", dsn, *arguments[1:])
+        assert ended.returncode == 0, ended.stderr
+
+
 def test_without_a_command_there_is_help() -> None:
     ended = run()
     assert ended.returncode == 2

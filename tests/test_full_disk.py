@@ -12,11 +12,12 @@ import pytest
 
 from tests.service import Service, wait_for
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount the small disk that this needs")
-
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
+    assert os.geteuid() == 0, (
+        "only root can mount the small disk that this needs: run `sudo make test`, or in a container"
+    )
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(disk)], check=True)

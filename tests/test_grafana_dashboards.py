@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -64,18 +65,20 @@ def schema() -> Json:
     state = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     work = CACHE / f"grafana-schema-{state}"
     made = work / "schema.json"
-    if not made.exists():
-        npm = shutil.which("npm")
-        assert npm, "npm is not on the PATH: the check of the dashboards needs Node.js 20 or newer with npm"
-        work.mkdir(parents=True, exist_ok=True)
-        for path in sources:
-            shutil.copy(path, work)
-        environment = os.environ | {"npm_config_cache": str(CACHE / "npm")}
-        command([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], work, environment)
-        text = command(["node", "generate.mjs"], work, environment)
-        part = work / "schema.json.part"
-        part.write_text(text)
-        part.rename(made)  # whole or not at all: a killed run must not leave half a schema for the next
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of a test run must not install into one directory at once
+        if not made.exists():
+            npm = shutil.which("npm")
+            assert npm, "npm is not on the PATH: the check of the dashboards needs Node.js 20 or newer with npm"
+            for path in sources:
+                shutil.copy(path, work)
+            environment = os.environ | {"npm_config_cache": str(CACHE / "npm")}
+            command([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], work, environment)
+            text = command(["node", "generate.mjs"], work, environment)
+            part = work / "schema.json.part"
+            part.write_text(text)
+            part.rename(made)  # whole or not at all: a killed run must not leave half a schema for the next
     return dict(json.loads(made.read_text())["definitions"]["Parts"]["properties"])
 
 
