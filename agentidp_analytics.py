@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import random
+import resource
 import secrets
 import shutil
 import signal
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
-from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from clickhouse import commands
@@ -39,7 +39,7 @@ from clickhouse.remote import RemoteWriter
 from clickhouse.totals import Totals
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
-from exporter.runner import ExporterRunner
+from exporter.runner import MAX_CONNECTIONS, ExporterRunner
 from exporter.server import build_app as build_exporter
 from exporter.web_config import WebConfig
 from exporter.web_settings import WebConfigError
@@ -57,6 +57,9 @@ from query_api.verifier import DEFAULT_TOKEN_TYPES, Verifier
 logger = logging.getLogger("agentidp_analytics")
 
 VERSION: Final = version("agentidp-analytics")
+# File descriptors beside those of connections: of an embedded store while it merges and answers many questions at once
+# (140 over those of an idle process were seen), and of connections that are accepted only to be closed.
+OTHER_FILES: Final = 400
 DEMO_DIRECTORY: Final = "demo-data"
 DEMO_MARKER: Final = "agentidp-analytics-demo"
 DEMO_ISSUER: Final = "http://127.0.0.1/demo"
@@ -239,6 +242,7 @@ def require_free_addresses(addresses: Mapping[str, tuple[str, int]]) -> None:
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[None]:
     """Serves as `settings` say until the block is left; then drains: requests are finished, their events stored."""
+    _require_open_files(settings)
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
@@ -260,6 +264,22 @@ async def running(settings: Settings) -> AsyncIterator[None]:
             await _start_api(settings, files, keeper, verifier, registry, stack)
         await _start_exporter(settings, files.web_config, keeper, registry, stack)
         yield
+
+
+def _require_open_files(settings: Settings) -> None:
+    """Raises the soft limit of open files to the hard one. Raises click.UsageError if that is too few.
+
+    With too few, idle connections would take those that the store writes with.
+    """
+    connections = MAX_CONNECTIONS + (settings.api.limits.connections if settings.trust else 0)
+    needed = connections + OTHER_FILES
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise click.UsageError(
+            f"the limit of open files (ulimit -Hn) is {most}; {connections} connections and the store need {needed}: "
+            f"raise it, LimitNOFILE={needed} in a systemd unit, ulimits in a container"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _start_api(
@@ -335,15 +355,15 @@ async def _start_exporter(
             max_tenants=settings.max_tenants,
         )
         app = build_exporter(refresher, registry, web_config)
-    runner = ExporterRunner(app, access_log=None)
+    runner = ExporterRunner(app)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:
-        await web.TCPSite(runner, host, port, ssl_context=web_config.ssl_context() if web_config else None).start()
+        bound = await runner.listen(host, port, web_config.ssl_context() if web_config else None)
     except OSError as error:
         raise click.UsageError(f"--metrics-listen {host}:{port}: {error.strerror}") from error
     scheme = "https" if web_config and web_config.ssl_context() else "http"
-    logger.info("exporter at %s://%s/metrics", scheme, _authority(host, runner.addresses[0][1]))
+    logger.info("exporter at %s://%s/metrics", scheme, _authority(host, bound))
 
 
 def _in_background(stack: contextlib.AsyncExitStack, work: Awaitable[None]) -> None:

@@ -135,18 +135,17 @@ async def scrapes(source: Tenants, rounds: int) -> None:
     refresher = Refresher(
         source, ExporterMetrics(registry, "bench"), interval=3_600, max_age=3_600, max_tenants=len(source.ids)
     )
-    ours = ExporterRunner(build_app(refresher, registry), access_log=None)
+    ours = ExporterRunner(build_app(refresher, registry))
     client_registry = CollectorRegistry()
     ExporterMetrics(client_registry, "bench")
     client_registry.register(FleetCollector(source))
     app = web.Application()
     app.router.add_get("/metrics", make_aiohttp_handler(client_registry))
     theirs = web.AppRunner(app, access_log=None)
-    ports = {}
-    for name, runner in (("ours", ours), ("client", theirs)):
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        ports[name] = runner.addresses[0][1]
+    await ours.setup()
+    await theirs.setup()
+    await web.TCPSite(theirs, "127.0.0.1", 0).start()
+    ports = {"ours": await ours.listen("127.0.0.1", 0), "client": theirs.addresses[0][1]}
     await refresher.refresh_once()
     best: dict[str, float] = {}
     size = 0

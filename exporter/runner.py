@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import ssl
 from http import HTTPStatus
+from typing import Any, Final, cast
 
 from aiohttp import web
 
+from exporter.listening import listen
+
 _logger = logging.getLogger(__name__)
+
+# Scrapes at once, and some that are waiting. They come out of the file descriptors that the store writes with.
+MAX_CONNECTIONS: Final = 64
+
+# For a request to come, its headers included, and for the next one: longer than the usual scrape interval.
+_KEEPALIVE_SECONDS: Final = 75.0
+_LINGER_SECONDS: Final = 5.0
+
+# For the answer to be taken.
+_ANSWER_SECONDS: Final = 60.0
 
 
 class ExporterRunner(web.AppRunner):
-    """An AppRunner whose answer to a request that is no HTTP says so and nothing else.
+    """An AppRunner that bounds what clients can hold, and says of a request that is no HTTP nothing but that.
 
     aiohttp puts the offending bytes into its answer and its log; those of a header line can be a password.
     """
+
+    def __init__(self, app: web.Application, *, max_connections: int = MAX_CONNECTIONS, **options: Any) -> None:
+        options = {"keepalive_timeout": _KEEPALIVE_SECONDS, "lingering_time": _LINGER_SECONDS} | options
+        super().__init__(app, access_log=None, **options)
+        self._max_connections = max_connections
+
+    async def listen(self, host: str, port: int, context: ssl.SSLContext | None = None) -> int:
+        """Accepts connections, with TLS if there is a `context`; returns the port. After setup(). Raises OSError."""
+        server = cast("_QuietServer", self.server)
+        tls: dict[str, Any] = {"ssl": context} if context else {}
+        for listener in await listen(server, host, port, self._max_connections, server.make_room, **tls):
+            await _Listening(self, listener).start()
+        found: int = self.addresses[0][1]
+        return found
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
@@ -27,13 +56,63 @@ class ExporterRunner(web.AppRunner):
         )
 
 
+class _Listening(web.BaseSite):
+    """Lets the runner close a listener with the rest."""
+
+    def __init__(self, runner: ExporterRunner, listener: asyncio.Server) -> None:
+        super().__init__(runner)
+        self._server = listener
+
+    @property
+    def name(self) -> str:
+        return "exporter"
+
+    async def start(self) -> None:
+        await super().start()
+
+
 class _QuietServer(web.Server):
     def __call__(self) -> web.RequestHandler:
         return _QuietHandler(self, loop=self._loop, **self._kwargs)
 
+    def make_room(self) -> bool:
+        """Closes an idle connection for a new one; False if none is idle."""
+        idle = [made for made in self.connections if isinstance(made, _QuietHandler) and made.is_idle]
+        if not idle:
+            return False
+        min(idle, key=_QuietHandler.patience).give_up()
+        return True
+
 
 class _QuietHandler(web.RequestHandler):
     __slots__ = ()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request or the rest of its headers."""
+        waits = self._waiter is not None and not self._waiter.done()
+        return waits and self.transport is not None and not self.transport.is_closing()
+
+    def patience(self) -> tuple[bool, float]:
+        """Lowest for the one to close first: one that never sent a request, then the longest idle."""
+        return self._request_count > 0, self._next_keepalive_close_time
+
+    def give_up(self) -> None:
+        """Closes at once. Not close(): that would wait for ever to send what this client does not take."""
+        if self.transport is not None:
+            self.transport.abort()
+        self.force_close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends the answer; gives up on a client that does not take it."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self.give_up()
+            return resp, True
 
     def handle_error(
         self,

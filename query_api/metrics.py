@@ -56,7 +56,7 @@ class ApiMetrics:
         )
         self.connections_refused: Final = Counter(
             "agentidp_analytics_http_connections_refused_total",
-            "Connections closed at once because too many were open.",
+            "Connections closed, idle or new, because too many were open.",
             registry=registry,
         )
         self.auth_failures: Final = Counter(

@@ -12,13 +12,12 @@ from aiohttp.http import RawRequestMessage
 from yarl import URL
 
 from query_api.app import Api
+from query_api.listening import listen
 from query_api.settings import ApiSettings
 from query_api.tls import ServerCertificate
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG: Final = 1_024
-_HANDSHAKE_SECONDS: Final = 10.0
 _MAX_LINE_BYTES: Final = 8 * 1024
 _MAX_HEADERS: Final = 100
 # For answers that are ready at the end of a drain to be sent; and for what is cut off then (0 would mean no limit).
@@ -45,14 +44,23 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self._api = api
-        self._http_server = server
         self._settings = settings
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if len(self._http_server.connections) > self._settings.limits.connections:
-            self._api.metrics.connections_refused.inc()
-            self.force_close()
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request or the rest of its headers."""
+        waits = self._waiter is not None and not self._waiter.done()
+        return waits and self.transport is not None and not self.transport.is_closing()
+
+    def patience(self) -> tuple[bool, float]:
+        """Lowest for the one to close first: one that never sent a request, then the longest idle."""
+        return self._request_count > 0, self._next_keepalive_close_time
+
+    def give_up(self) -> None:
+        """Closes at once. Not close(): that would wait for ever to send what this client does not take."""
+        if self.transport is not None:
+            self.transport.abort()
+        self.force_close()
 
     async def start(self) -> None:
         """Serves the connection; closes it if aiohttp itself fails, which would leave it open for ever."""
@@ -80,10 +88,7 @@ class _Connection(web.RequestHandler):
             async with asyncio.timeout(self._settings.answer_seconds):
                 return await super().finish_response(request, resp, start_time)
         except TimeoutError:
-            if self.transport is not None:
-                # Not close(): that would wait for ever to send what this client does not take.
-                self.transport.abort()
-            self.force_close()
+            self.give_up()
             return resp, True
 
 
@@ -95,6 +100,15 @@ class _HttpServer(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._api, self._settings)
+
+    def make_room(self) -> bool:
+        """Closes an idle connection for a new one; False if none is idle. One of both is lost, so it is counted."""
+        self._api.metrics.connections_refused.inc()
+        idle = [made for made in self.connections if isinstance(made, _Connection) and made.is_idle]
+        if not idle:
+            return False
+        min(idle, key=_Connection.patience).give_up()
+        return True
 
 
 def _request(
@@ -118,30 +132,26 @@ class ApiServer:
         self._api = api
         self._settings = settings
         self._certificate = certificate
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._http: _HttpServer | None = None
 
     async def start(self) -> int:
         """Starts to accept connections and returns the port (the bound one for port 0). Raises OSError."""
         self._http = _HttpServer(self._api, self._settings)
-        tls: dict[str, Any] = {}
-        if self._certificate is not None:
-            tls = {
-                "ssl": self._certificate.context,
-                "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
-                "ssl_shutdown_timeout": _LAST_SECONDS,
-            }
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._http, self._settings.host, self._settings.port, backlog=_BACKLOG, **tls
+        tls: dict[str, Any] = {"ssl": self._certificate.context} if self._certificate else {}
+        settings = self._settings
+        self._listeners = await listen(
+            self._http, settings.host, settings.port, settings.limits.connections, self._http.make_room, **tls
         )
-        port: int = self._listener.sockets[0].getsockname()[1]
+        port: int = self._listeners[0].sockets[0].getsockname()[1]
         return port
 
     async def stop(self) -> None:
         """Stops accepting, lets what is in flight finish (within `drain_seconds`), then closes every connection."""
-        if self._listener is None or self._http is None:
+        if self._http is None:
             return
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         # Before aiohttp's own shutdown: that stops reading at once, and a body half received would never be whole.
         drained = await self._api.drain(self._settings.drain_seconds)
         if not drained:

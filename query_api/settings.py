@@ -27,8 +27,8 @@ class Limits:
     source_events: Rate | None = None
     # Of all callers together; a request beyond it is answered 503.
     requests_in_flight: int = 512
-    # Below the usual soft limit of 1,024 open files: idle connections must never leave the embedded store without
-    # a file descriptor to write with.
+    # The front door asks the system for as many file descriptors, and some for the store: idle connections must never
+    # leave it without one to write with.
     connections: int = 768
     # Half of the processors: with more, one tenant asking without a pause slows the answers of all the others.
     tenant_queries: int = field(default_factory=lambda: max(1, (os.cpu_count() or 2) // 2))

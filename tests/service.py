@@ -61,9 +61,14 @@ class _Quiet(WSGIRequestHandler):
 
 
 class Service:
-    """`agentidp-analytics serve` on free ports; a context manager. `options` are appended to its command line."""
+    """`agentidp-analytics serve` on free ports; a context manager. `options` are appended to its command line.
 
-    def __init__(self, directory: Path, *options: str, dsn: str = "", issuer: Sequence[str] = ()) -> None:
+    `open_files` is its limit of open files, "soft:hard".
+    """
+
+    def __init__(
+        self, directory: Path, *options: str, dsn: str = "", issuer: Sequence[str] = (), open_files: str = ""
+    ) -> None:
         self.directory = directory
         self.key = DevKey.generate()
         self.port, self.metrics_port = free_port(), free_port()
@@ -72,6 +77,7 @@ class Service:
         self.token_file.chmod(0o600)
         self.dsn = dsn or f"chdb://{directory / 'store'}"
         self._options = options
+        self._open_files = open_files
         self._issuer = issuer
         self._keys: KeyServer | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,7 +96,8 @@ class Service:
         if not self._issuer and self._keys is None:
             self._keys = KeyServer(self.key)
         issuer = self._issuer or ("--issuer", ISSUER, "--audience", AUDIENCE, "--jwks-url", self._keys.url)  # type: ignore[union-attr]
-        command = [sys.executable, "-m", "agentidp_analytics", "serve", "--dsn", self.dsn, *issuer]
+        limited = ["prlimit", f"--nofile={self._open_files}"] if self._open_files else []
+        command = [*limited, sys.executable, "-m", "agentidp_analytics", "serve", "--dsn", self.dsn, *issuer]
         command += ["--listen", f"127.0.0.1:{self.port}", "--metrics-listen", f"127.0.0.1:{self.metrics_port}"]
         command += ["--ingest-token-file", str(self.token_file), *self._options]
         with self.log_path.open("ab") as log:
@@ -119,6 +126,11 @@ class Service:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    def ended(self) -> int:
+        """Waits for its end; returns the exit status."""
+        assert self._process is not None
+        return self._process.wait(60)
 
     def kill(self) -> None:
         """kill -9."""

@@ -17,8 +17,10 @@ import pytest
 import yaml
 
 import agentidp_analytics
+from agentidp_analytics import OTHER_FILES
 from clickhouse.event import EventRejectedError, parse_event
 from exporter.families import FAMILIES
+from exporter.runner import MAX_CONNECTIONS
 from exporter.web_settings import read_web_settings
 from query_api.errors import STATUS_OF_CODE
 from query_api.openapi import openapi_document
@@ -194,7 +196,13 @@ def test_error_codes_reasons_and_limits_are_those_of_the_code() -> None:
         "all bodies in memory; events waiting for the store": (limits.body_bytes_in_flight,),
         "time to send a body; for the store to take it": (int(settings.body_seconds),),
         "requests at once; connections": (limits.requests_in_flight, limits.connections),
+        "connections to the exporter": (MAX_CONNECTIONS,),
+        "open files (`ulimit -Hn`)": (
+            limits.connections + MAX_CONNECTIONS + OTHER_FILES,
+            MAX_CONNECTIONS + OTHER_FILES,
+        ),
         "idle connection": (int(settings.keepalive_seconds),),
+        "time for a client to take an answer": (int(settings.answer_seconds),),
         "drain after SIGTERM": (int(settings.drain_seconds),),
     }.items():
         for value in values:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from clickhouse.fleet import Fleet
@@ -102,20 +102,25 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    store: Store, *, web_config: WebConfig | None = None, refreshed: bool = True, **options: Any
+    store: Store,
+    *,
+    web_config: WebConfig | None = None,
+    refreshed: bool = True,
+    server_options: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
 ) -> AsyncIterator[Running]:
     """An exporter that refreshes once and then only when told, unless `options` give an interval."""
     registry = CollectorRegistry()
     options = {"interval": 3_600.0, "max_age": 10_000.0, **options}
     refresher = Refresher(store, ExporterMetrics(registry, "1.2.3"), **options)
-    runner = ExporterRunner(build_app(refresher, registry, web_config), access_log=None)
+    runner = ExporterRunner(build_app(refresher, registry, web_config), **server_options)
     await runner.setup()
     try:
         context = web_config.ssl_context() if web_config else None
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        port = await runner.listen("127.0.0.1", 0, context)
         if refreshed:
             await refresher.refresh_once()
-        yield Running(runner.addresses[0][1], "https" if context else "http", refresher, registry)
+        yield Running(port, "https" if context else "http", refresher, registry)
     finally:
         await runner.cleanup()
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from clickhouse.errors import StoreUnavailableError
-from exporter import server
+from exporter import runner, server
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
 from exporter.server import build_app
@@ -268,6 +268,73 @@ def test_a_client_that_does_not_read_is_cut_off_and_has_seen_nothing(monkeypatch
             body = await curl(patient.url())
             assert 0 < received < len(body)
             assert samples(body.decode())[tenant_series("tokens_issued_total", "tenant-00001")] == "0"
+
+    asyncio.run(scenario())
+
+
+async def connect(exporter: Running) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", exporter.port)
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    try:
+        return await asyncio.wait_for(reader.read(), 10) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_idle_connections_give_way_to_a_scrape() -> None:
+    async def scenario() -> None:
+        async with running(store_of(1), server_options={"max_connections": 3}) as exporter:
+            idle = [await connect(exporter) for _ in range(3)]
+            idle[1][1].write(b"GET /metrics HTTP/1.1\r\nX-Slow: ")
+            assert [await curl_status(exporter.url()) for _ in range(2)] == [200, 200]
+            assert await is_closed(idle[0][0])
+            for _, writer in idle:
+                writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_without_an_idle_connection_a_new_one_is_closed_at_once() -> None:
+    async def scenario() -> None:
+        async with running(store_of(20_000), max_tenants=20_000, server_options={"max_connections": 1}) as exporter:
+            client = await slow_reader(exporter)
+            reader, writer = await connect(exporter)
+            assert await is_closed(reader)
+            writer.close()
+            client.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_sends_no_request_in_time_is_closed() -> None:
+    async def scenario() -> None:
+        async with running(store_of(1), server_options={"keepalive_timeout": 0.05}) as exporter:
+            assert await exchange(exporter, b"") == b""
+            assert await exchange(exporter, b"GET /metrics HTTP/1.1\r\nX-Slow: ") == b""
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_takes_no_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_ANSWER_SECONDS", 0.1)
+
+    async def scenario() -> None:
+        async with running(store_of(1)) as exporter:
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", exporter.port))
+
+            async def ask_for_ever() -> None:
+                while True:
+                    await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000)
+
+            with pytest.raises(ConnectionError):
+                await asyncio.wait_for(ask_for_ever(), 20)
+            client.close()
 
     asyncio.run(scenario())
 

@@ -6,6 +6,7 @@ Every error body is {"code", "message", "details"?}, its status is that of the c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from clickhouse.store import Store
 from query_api.errors import STATUS_OF_CODE
 from query_api.settings import Limits
-from tests.api_harness import SOURCE_TOKEN, Reply, Service, logged, parse_reply, run, serving
+from tests.api_harness import SOURCE_TOKEN, Reply, Service, event, logged, parse_reply, run, serving
 
 MARK = b"zq-MARK-qz"
 TRUSTED = (
@@ -187,19 +188,52 @@ def test_slow_headers_end_with_the_keepalive_time(embedded_store: Store, tmp_pat
     run(scenario())
 
 
-def test_connections_beyond_the_limit_are_closed_at_once(embedded_store: Store, tmp_path: Path) -> None:
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_beyond_the_limit_of_connections_idle_ones_give_way(embedded_store: Store, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(embedded_store, tmp_path, limits=Limits(connections=2)) as api:
-            held = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
-            for _, writer in held:
-                writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            for reader, _ in held:
-                assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
-            refused_reader, refused_writer = await asyncio.open_connection("127.0.0.1", api.port)
-            assert await refused_reader.read() == b""
-            assert api.metric("http_connections_refused_total") == 1
-            for _, writer in [*held, (None, refused_writer)]:
+
+            async def asks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+                writer.write(HEALTH)
+                return (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+
+            used = await asyncio.open_connection("127.0.0.1", api.port)
+            assert await asks(*used)
+            silent = await asyncio.open_connection("127.0.0.1", api.port)
+            silent[1].write(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+            await silent[1].drain()
+            third = await asyncio.open_connection("127.0.0.1", api.port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await silent[0].read() == b"", "one without a whole request goes before one that had an answer"
+            assert await asks(*third)
+            assert await asks(*used)
+            fourth = await asyncio.open_connection("127.0.0.1", api.port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await third[0].read() == b"", "then the one that is idle for longest"
+            assert await asks(*fourth)
+            assert await asks(*used)
+            assert api.metric("http_connections_refused_total") == 2
+            for _, writer in (used, silent, third, fourth):
                 writer.close()
+
+    run(scenario())
+
+
+def test_beyond_the_limit_of_connections_a_request_under_way_stays(embedded_store: Store, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with serving(embedded_store, tmp_path, limits=Limits(connections=1)) as api:
+            api.inlet.hold = asyncio.Event()
+            held = asyncio.create_task(api.send(event()))
+            await api.inlet.arrived.wait()
+            refused_reader, refused_writer = await asyncio.open_connection("127.0.0.1", api.port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await refused_reader.read() == b""
+            assert api.metric("http_connections_refused_total") == 1
+            api.inlet.hold.set()
+            assert (await held).status == 200
+            refused_writer.close()
 
     run(scenario())
 
