@@ -36,6 +36,7 @@ lint: $(INSTALLED) ## Formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test: tools lint ## Everything that CI checks
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
@@ -61,5 +62,5 @@ audit: $(INSTALLED) ## Known advisories of the locked packages (asks the network
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) .cache build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis \
-	  tests/oidc/node_modules
+	  tests/support/oidc/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -15,14 +15,15 @@ import gzip
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
-from tests.service import INGEST_TOKEN, Service
-from tests.tokens import Attack, Issuer, JwksServer, bearer, send
+from tests.support.hostile_tokens import Attack, Issuer, JwksServer, bearer, send
+from tests.support.service import INGEST_TOKEN, Service
 
 PATH = "/api/v1/analytics/tokens?days=90"
 FLOOD_CONNECTIONS = 32
@@ -34,7 +35,7 @@ HOSTILE_BODIES = {
 }
 UNKNOWN_A_SECOND = 50
 
-Ask = Callable[[str], Awaitable[int]]
+Ask = Callable[[str], Coroutine[Any, Any, int]]
 
 
 async def median_of(ask: Ask, tokens: list[str], seconds: float) -> float:

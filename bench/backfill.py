@@ -17,8 +17,8 @@ from pathlib import Path
 from backports import zstd
 from prometheus_client import CollectorRegistry
 
-from clickhouse.keeper import Keeper
-from tests.service import ROOT, Service, clean_environment
+from clickhouse.store import Store
+from tests.support.service import ROOT, Service, clean_environment
 
 TENANTS, AGENTS, DAYS = 10, 200, 90
 _SIZES = (
@@ -67,9 +67,9 @@ def main() -> None:
             service.start()
             print(f"ready after kill -9: {time.monotonic() - started:.1f} s")
             assert service.get("/api/v1/analytics/tokens?days=1", "tenant-1")[0] == 200
-        with Keeper(dsn, None, CollectorRegistry()) as keeper:
-            keeper.store.command("OPTIMIZE TABLE events FINAL")
-            for table, size in keeper.store.rows(_SIZES):
+        with Store(dsn, None, CollectorRegistry()) as store:
+            store.connection.command("OPTIMIZE TABLE events FINAL")
+            for table, size in store.connection.rows(_SIZES):
                 print(f"{table} on disk, merged: {size / arguments.events:.1f} bytes an event")
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from clickhouse.event import Event
-from clickhouse.keeper import Keeper
-from tests.service import INGEST_TOKEN, Service
+from clickhouse.store import Store
+from tests.support.service import INGEST_TOKEN, Service
 
 CONNECTIONS = 64
 
@@ -28,11 +28,11 @@ def event(serial: str) -> Event:
 
 def one_by_one(dsn: str, seconds: float) -> float:
     """Events a second when each is written, durably, before the next one."""
-    with Keeper(dsn, None, CollectorRegistry()) as keeper:
-        keeper.writer.write([event("warm-up")])
+    with Store(dsn, None, CollectorRegistry()) as store:
+        store.writer.write([event("warm-up")])
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
-            keeper.writer.write([event(f"one-{count}")])
+            store.writer.write([event(f"one-{count}")])
             count += 1
         return count / (time.perf_counter() - started)
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from clickhouse.keeper import Keeper
-from tests.service import ROOT, Service, clean_environment
+from clickhouse.store import Store
+from tests.support.service import ROOT, Service, clean_environment
 
 TENANTS, AGENTS, DAYS = 10, 200, 90
 AT_ONCE = 2_000_000
@@ -40,11 +40,11 @@ def fill(path: str, events: int) -> None:
     now = datetime.now(UTC)
     end = int(now.timestamp()) // 900 * 900
     first = end - DAYS * 86_400
-    with Keeper(f"chdb://{path}", None, CollectorRegistry()) as keeper:
+    with Store(f"chdb://{path}", None, CollectorRegistry()) as store:
         slots = {(f"tenant-{tenant}", first + 900 * slot) for tenant in range(TENANTS) for slot in range(DAYS * 96)}
-        keeper.writer.mark(slots)
+        store.writer.mark(slots)
         for start in range(0, events, AT_ONCE):
-            keeper.store.command(
+            store.connection.command(
                 _MAKE,
                 {
                     "tenants": TENANTS,
@@ -56,7 +56,7 @@ def fill(path: str, events: int) -> None:
                 },
             )
         started = time.monotonic()
-        keeper.upkeep.settle()
+        store.upkeep.settle()
         print(f"  {events:,} events: recompute of everything {time.monotonic() - started:.0f} s", flush=True)
 
 

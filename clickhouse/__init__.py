@@ -1,1 +1,15 @@
-"""The store: connection, migrations, event type, writer, rollups, queries. All SQL lives here."""
+"""The store, and nothing else. All SQL lives here. In the order of the data's way:
+
+connection           statements on embedded chDB or a server; with dsn, directory (an embedded store's),
+                     statement_settings (what no server profile may change), errors
+schema, migrations   the tables, in versions
+event, tenant        what an event and a tenant are
+marks, writer        events in: a mark for each slot, then the events; commit gathers senders
+rollups, upkeep      marked slots are recounted from the events
+queries              the tenant's questions: marked slots from events, all others from rollups
+totals, fleet        all tenants for the exporter; with counters_file beside an embedded store
+removal              retention and erasure
+audit, daily         everything recounted and compared; what is done every night
+export               every event, to take elsewhere
+store                all of this put together once a process; metrics of it
+"""

@@ -39,11 +39,11 @@ class CountersFile:
         try:
             self._write()
         except OSError as error:
-            store = path.name.removesuffix(".counters.json")
+            connection = path.name.removesuffix(".counters.json")
             raise StoreSetupError(
                 f"{path} cannot be written ({error.strerror}), where published counters are kept beside the store; "
                 f"let this process write in {path.parent}, or give a --dsn one level deeper, "
-                f"such as chdb://{path.parent / store}/store"
+                f"such as chdb://{path.parent / connection}/store"
             ) from error
 
     def raise_to(self, counters: Counters) -> None:

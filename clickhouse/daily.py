@@ -7,12 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from clickhouse.audit import Report, verify
+from clickhouse.connection import Connection
 from clickhouse.errors import StoreError
 from clickhouse.metrics import StoreMetrics
 from clickhouse.removal import Removal
-from clickhouse.store import Store
 from clickhouse.upkeep import Upkeep
-from clickhouse.verify import Report, verify
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class DailyRound:
 
     def __init__(
         self,
-        store: Store,
+        connection: Connection,
         upkeep: Upkeep,
         removal: Removal,
         metrics: StoreMetrics,
@@ -32,7 +32,7 @@ class DailyRound:
         retention_days: int | None,
         clock: Callable[[], float],
     ) -> None:
-        self._store = store
+        self._connection = connection
         self._upkeep = upkeep
         self._removal = removal
         self._metrics = metrics
@@ -64,7 +64,7 @@ class DailyRound:
                 logger.info("retention: removed events of %d tenants", len({entry.tenant_id for entry in removed}))
         yesterday = now.date() - timedelta(days=1)
         self._upkeep.settle()
-        report = verify(self._store, yesterday, yesterday)
+        report = verify(self._connection, yesterday, yesterday)
         self._metrics.verify_differences.set(len(report.differences))
         self._metrics.verify_conflicts.set(len(report.conflicts))
         self._metrics.verify_last_run.set(self._clock())

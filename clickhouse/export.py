@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from clickhouse.store import Store
+from clickhouse.connection import Connection
 
 _DAYS: Final = "SELECT DISTINCT toDate(issued_at) AS day FROM events ORDER BY day"
 
@@ -16,7 +16,7 @@ FROM events FINAL WHERE toDate(events.issued_at) = toDate({day:String})
 FORMAT JSONEachRow"""
 
 
-def export(store: Store) -> Iterator[bytes]:
+def export(connection: Connection) -> Iterator[bytes]:
     """The events of one UTC day after the other, as NDJSON; a day has to fit into memory. Raises StoreError."""
-    for (day,) in store.rows(_DAYS):
-        yield store.text(_EVENTS, {"day": day.isoformat()}, output_format_json_quote_64bit_integers=0)
+    for (day,) in connection.rows(_DAYS):
+        yield connection.text(_EVENTS, {"day": day.isoformat()}, output_format_json_quote_64bit_integers=0)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Any, Final, NamedTuple
 
-from clickhouse.epoch import day_start
+from clickhouse.connection import Connection
+from clickhouse.marks import day_start
 from clickhouse.rollups import COUNTED_EVENTS
-from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 
 # Marks are read before the rollups, never after: a slot whose recompute ends between the two reads is then read
@@ -89,9 +89,9 @@ _TENANT_TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_
 class Queries:
     """Answers one tenant at a time. Blocking; may be called from many threads. Every method raises StoreError."""
 
-    def __init__(self, store: Store, seconds: float = 30.0) -> None:
+    def __init__(self, connection: Connection, seconds: float = 30.0) -> None:
         """`seconds`: how long one statement may take before the engine ends it."""
-        self._store = store
+        self._connection = connection
         self._seconds = seconds
 
     def trend(self, tenant: TenantId, today: date, days: int) -> list[tuple[date, int]]:
@@ -126,14 +126,14 @@ class Queries:
         if not isinstance(tenant, TenantId):
             raise TypeError("a question needs a TenantId: an unchecked tenant could be somebody else's")
         fence = {
-            "additional_table_filters": tenant_fence(tenant, is_cluster=self._store.cluster is not None),
+            "additional_table_filters": tenant_fence(tenant, is_cluster=self._connection.cluster is not None),
             # Nobody waits longer for it; a thread that goes on would be lost to others.
             "max_execution_time": math.ceil(self._seconds),
         }
         parameters: dict[str, Any] = {"tenant": str(tenant), "since": day_start(since), "until": day_start(until)}
-        dirty = [slot for (slot,) in self._store.rows(_DIRTY_SLOTS, parameters, fence)]
+        dirty = [slot for (slot,) in self._connection.rows(_DIRTY_SLOTS, parameters, fence)]
         statement = question.with_tail if dirty else question.clean
-        return self._store.rows(statement, {**parameters, **(page or {}), "dirty": dirty}, fence)
+        return self._connection.rows(statement, {**parameters, **(page or {}), "dirty": dirty}, fence)
 
 
 def tenant_fence(tenant: TenantId, *, is_cluster: bool = False) -> str:

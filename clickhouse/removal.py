@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from clickhouse.epoch import Slot, new_epoch_id
+from clickhouse.connection import Connection, quote_name
 from clickhouse.errors import StoreUnavailableError
-from clickhouse.store import Store, quote_name
+from clickhouse.marks import Slot, new_segment_id
 from clickhouse.tenant import TenantId
 from clickhouse.upkeep import Upkeep
 from clickhouse.writer import Writer
@@ -105,9 +105,9 @@ class Removal:
     """Runs in the process that writes, one removal at a time. Blocking; every method raises StoreError."""
 
     def __init__(
-        self, store: Store, writer: Writer, upkeep: Upkeep, *, sleep: Callable[[float], None] = time.sleep
+        self, connection: Connection, writer: Writer, upkeep: Upkeep, *, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self._store = store
+        self._connection = connection
         self._writer = writer
         self._upkeep = upkeep
         self._sleep = sleep
@@ -118,15 +118,15 @@ class Removal:
         cutoff = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
         before = int(cutoff.timestamp())
         with self._upkeep.exclusive() as let_write:
-            if self._store.rows(_MARKS_BEFORE, {"before": before}) != [(0,)]:
+            if self._connection.rows(_MARKS_BEFORE, {"before": before}) != [(0,)]:
                 raise StoreUnavailableError("another process writes events that are older than the retention")
             # Two processes that do the same at once take away, and add to a counter, once: under one number. A later
             # one of the same day, for what came since, has another.
-            number = self._store.rows(_REMOVALS_BEFORE, {"before": before})[0][0]
-            removal_id = new_epoch_id(before * 1000, number)
+            number = self._connection.rows(_REMOVALS_BEFORE, {"before": before})[0][0]
+            removal_id = new_segment_id(before * 1000, number)
             removed = [
                 Removed(tenant, removal_id, "", before, int(issued), int(failed))
-                for tenant, issued, failed in self._store.rows(_OLDER_THAN, {"before": before})
+                for tenant, issued, failed in self._connection.rows(_OLDER_THAN, {"before": before})
             ]
             if removed:
                 self._begin(removed)
@@ -141,7 +141,7 @@ class Removal:
         None if there is nothing to remove.
         """
         self.resume()
-        removal_id = new_epoch_id(int(now.timestamp() * 1000))
+        removal_id = new_segment_id(int(now.timestamp() * 1000))
         with self._upkeep.exclusive() as let_write:
             removed = self._counted(tenant, agent, removal_id)
             if removed is None:
@@ -159,7 +159,7 @@ class Removal:
 
     def resume(self) -> int:
         """Ends what an interruption left; returns how many tenants' removals that were."""
-        pending = [Removed(*row) for row in self._store.rows(_PENDING_REMOVALS)]
+        pending = [Removed(*row) for row in self._connection.rows(_PENDING_REMOVALS)]
         for removal_id in {entry.removal_id for entry in pending}:
             parts = [entry for entry in pending if entry.removal_id == removal_id]
             if self._mutations(removal_id):
@@ -170,16 +170,16 @@ class Removal:
             else:
                 logger.info("an interrupted removal of %d tenants had not begun and is withdrawn", len(parts))
                 self._record(parts, _WITHDRAWN)
-        for (removal_id,) in self._store.rows(_NAMED_BUT_OVER):
+        for (removal_id,) in self._connection.rows(_NAMED_BUT_OVER):
             self._forget_name(removal_id)
         return len(pending)
 
     def _counted(self, tenant: TenantId, agent: str | None, removal_id: int) -> Removed | None:
         whose = {"tenant": str(tenant), "agent": agent or ""}
-        if self._store.rows(_EVENTS_OF, whose) == [(0,)]:
+        if self._connection.rows(_EVENTS_OF, whose) == [(0,)]:
             return None
         statement = _OF_TENANT if agent is None else _OF_AGENT
-        issued, failed = self._store.rows(statement, whose)[0]
+        issued, failed = self._connection.rows(statement, whose)[0]
         return Removed(str(tenant), removal_id, agent or "", 0, max(0, int(issued)), max(0, int(failed)))
 
     def _begin(self, removed: Sequence[Removed]) -> None:
@@ -188,7 +188,7 @@ class Removal:
         self._record(removed, _PENDING)
         parameters = {**scope.parameters, "removal": removed[0].removal_id}
         condition = f"({scope.events}) AND {{removal:UInt64}} = {{removal:UInt64}}"
-        self._store.command(self._delete("events", condition), parameters, mutations_sync=0)
+        self._connection.command(self._delete("events", condition), parameters, mutations_sync=0)
 
     def _delete_rollups_of(self, removed: Sequence[Removed]) -> None:
         """Waits until the events are gone, then takes their rollups away. Nobody may recount meanwhile."""
@@ -213,7 +213,9 @@ class Removal:
             self._forget_name(first.removal_id)
 
     def _recount(self, slots_of: str, entry: Removed) -> None:
-        slots: set[Slot] = {(tenant, start) for tenant, start in self._store.rows(slots_of, _scope(entry).parameters)}
+        slots: set[Slot] = {
+            (tenant, start) for tenant, start in self._connection.rows(slots_of, _scope(entry).parameters)
+        }
         if slots:
             self._writer.mark(slots)
         self._upkeep.settle()
@@ -222,14 +224,14 @@ class Removal:
         """A mutation rewrites the parts at once: what was erased is gone from the disk, not hidden."""
         scope = _scope(entry)
         for table, condition in scope.rollups.items():
-            self._store.command(self._delete(table, condition), scope.parameters, mutations_sync=2)
+            self._connection.command(self._delete(table, condition), scope.parameters, mutations_sync=2)
 
     def _mutations(self, removal_id: int) -> list[tuple[Any, ...]]:
         """(is it done, why it last failed) of each replica that knows the removal's deletion of events."""
-        cluster = self._store.cluster
+        cluster = self._connection.cluster
         mutations = f"clusterAllReplicas({quote_name(cluster)}, system.mutations)" if cluster else "system.mutations"
         # The removal's number stands in its statement, which the engine remembers.
-        return self._store.rows(
+        return self._connection.rows(
             f"SELECT is_done, latest_fail_reason FROM {mutations} "
             "WHERE database = currentDatabase() AND position(command, toString({removal:UInt64})) > 0",
             {"removal": removal_id},
@@ -246,17 +248,21 @@ class Removal:
 
     def _record(self, removed: Sequence[Removed], done: int) -> None:
         rows = [(*entry, done) for entry in removed]
-        self._store.insert("removals", _COLUMNS, list(zip(*rows, strict=True)))
+        self._connection.insert("removals", _COLUMNS, list(zip(*rows, strict=True)))
 
     def _forget_name(self, removal_id: int) -> None:
         forget = f"ALTER TABLE {self._target('removals')} UPDATE agent_id = '' WHERE removal_id = {{removal:UInt64}}"
-        self._store.command(forget, {"removal": removal_id}, mutations_sync=2)
+        self._connection.command(forget, {"removal": removal_id}, mutations_sync=2)
 
     def _delete(self, table: str, condition: str) -> str:
         return f"ALTER TABLE {self._target(table)} DELETE WHERE {condition}"
 
     def _target(self, table: str) -> str:
-        return table if not self._store.cluster else f"{table}_local ON CLUSTER {quote_name(self._store.cluster)}"
+        return (
+            table
+            if not self._connection.cluster
+            else f"{table}_local ON CLUSTER {quote_name(self._connection.cluster)}"
+        )
 
 
 def _scope(entry: Removed) -> _Scope:

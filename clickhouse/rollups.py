@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from clickhouse.store import Store, quote_name
+from clickhouse.connection import Connection, quote_name
 
 # One event for each identity, under one content: the smallest (outcome, agent_id). Everything that counts raw
 # events goes through this, so that no two answers can disagree about an event that was sent with two contents.
@@ -21,7 +21,7 @@ COUNTED_EVENTS: Final = """
 # A chunk is a stretch of the marked slots, named by its bounds: a list of slots would outgrow a URL.
 _CHUNK: Final = """
         SELECT {key} FROM marks
-        WHERE epoch IN {{epochs:Array(UInt64)}}
+        WHERE segment IN {{segments:Array(UInt64)}}
             AND (tenant_id, slot) > ({{after_tenant:String}}, toDateTime({{after_slot:UInt32}}, 'UTC'))
             AND (tenant_id, slot) <= ({{last_tenant:String}}, toDateTime({{last_slot:UInt32}}, 'UTC'))"""
 _SLOTS_OF_CHUNK: Final = _CHUNK.format(key="tenant_id, slot")
@@ -71,7 +71,7 @@ SELECT sum(issued + failed) FROM tenant_slot FINAL WHERE (tenant_id, slot) IN ({
 
 _MARKED_SLOTS: Final = """
 SELECT DISTINCT tenant_id, toUnixTimestamp(slot) AS start FROM marks
-WHERE epoch IN {epochs:Array(UInt64)}
+WHERE segment IN {segments:Array(UInt64)}
     AND (tenant_id, slot) > ({after_tenant:String}, toDateTime({after_slot:UInt32}, 'UTC'))
 ORDER BY tenant_id, slot LIMIT {limit:UInt32}"""
 
@@ -107,14 +107,16 @@ class Rollups:
     must contain everything that landed before g was taken; with that wait it does, whosever clock is ahead.
     """
 
-    def __init__(self, store: Store, *, skew_seconds: float = 0.0, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._store = store
+    def __init__(
+        self, connection: Connection, *, skew_seconds: float = 0.0, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._connection = connection
         self._skew_seconds = skew_seconds
         self._sleep = sleep
-        self._generation = store.rows(_NEWEST_GENERATION)[0][0]
+        self._generation = connection.rows(_NEWEST_GENERATION)[0][0]
 
-    def recompute(self, epochs: Sequence[int], progress: Callable[[int], None] = lambda slots: None) -> Recompute:
-        """Recounts every slot marked in `epochs`, all of whose inserts must have landed; then drops the marks.
+    def recompute(self, segments: Sequence[int], progress: Callable[[int], None] = lambda slots: None) -> Recompute:
+        """Recounts every slot marked in `segments`, all of whose inserts must have landed; then drops the marks.
 
         Idempotent: a crash at any point leaves the marks, and with them the work, for the next call.
         `progress` hears the slots done so far. Raises StoreError.
@@ -122,26 +124,25 @@ class Rollups:
         started = time.perf_counter()
         slots = gained = 0
         self._wait_out_skew()
-        for chunk in self._marked(epochs):
+        for chunk in self._marked(segments):
             gained += self._recount(chunk)
             slots += chunk.slots
             progress(slots)
-        for epoch in epochs:
-            self.drop_marks(epoch)
+        for segment in segments:
+            self.drop_marks(segment)
         return Recompute(slots, gained, time.perf_counter() - started)
 
-    def marked_epochs(self) -> list[int]:
-        """Every epoch that has marks, of this process or of any other."""
-        return [epoch for (epoch,) in self._store.rows("SELECT DISTINCT epoch FROM marks ORDER BY epoch")]
+    def marked_segments(self) -> list[int]:
+        """Every segment that has marks, of this process or of any other."""
+        return [segment for (segment,) in self._connection.rows("SELECT DISTINCT segment FROM marks ORDER BY segment")]
 
-    def drop_marks(self, epoch: int) -> None:
-        """Removes an epoch's marks: from now on its slots are answered from the rollups."""
-        if self._store.cluster:
-            self._store.command(
-                f"ALTER TABLE marks_local ON CLUSTER {quote_name(self._store.cluster)} DROP PARTITION {int(epoch)}"
-            )
+    def drop_marks(self, segment: int) -> None:
+        """Removes a segment's marks: from now on its slots are answered from the rollups."""
+        if self._connection.cluster:
+            on_cluster = f"ON CLUSTER {quote_name(self._connection.cluster)}"
+            self._connection.command(f"ALTER TABLE marks_local {on_cluster} DROP PARTITION {int(segment)}")
         else:
-            self._store.command(f"ALTER TABLE marks DROP PARTITION {int(epoch)}")
+            self._connection.command(f"ALTER TABLE marks DROP PARTITION {int(segment)}")
 
     def _recount(self, chunk: _Chunk) -> int:
         before = self._counted(chunk)
@@ -153,18 +154,18 @@ class Rollups:
         return self._counted(chunk) - before
 
     def _counted(self, chunk: _Chunk) -> int:
-        return int(self._store.rows(_COUNTED_IN_CHUNK, chunk.bounds)[0][0])
+        return int(self._connection.rows(_COUNTED_IN_CHUNK, chunk.bounds)[0][0])
 
     def _fill(self, statement: str, chunk: _Chunk) -> None:
         # A clock set back must not make new rows look older than the ones they replace.
         self._generation = max(self._generation + 1, time.time_ns())
-        self._store.command(statement, {**chunk.bounds, "generation": self._generation}, **_IN_ORDER)
+        self._connection.command(statement, {**chunk.bounds, "generation": self._generation}, **_IN_ORDER)
 
-    def _marked(self, epochs: Sequence[int]) -> Iterator[_Chunk]:
+    def _marked(self, segments: Sequence[int]) -> Iterator[_Chunk]:
         after = ("", 0)
         while True:
-            parameters = {"epochs": list(epochs), "after_tenant": after[0], "after_slot": after[1]}
-            slots = self._store.rows(_MARKED_SLOTS, {**parameters, "limit": SLOTS_AT_ONCE})
+            parameters = {"segments": list(segments), "after_tenant": after[0], "after_slot": after[1]}
+            slots = self._connection.rows(_MARKED_SLOTS, {**parameters, "limit": SLOTS_AT_ONCE})
             if slots:
                 after = slots[-1]
                 yield _Chunk({**parameters, "last_tenant": after[0], "last_slot": after[1]}, len(slots))

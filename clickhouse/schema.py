@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Final, NamedTuple
 
+from clickhouse.connection import Connection, quote_name
 from clickhouse.errors import StoreError, StoreSetupError, StoreTooNewError
-from clickhouse.store import Store, quote_name
 
 _FILE_NAME: Final = re.compile(r"([0-9]{4})_([a-z0-9_]+)\.sql")
 _CREATE: Final = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+)\n")
@@ -42,45 +42,45 @@ def migrations() -> list[Migration]:
     return sorted(found)
 
 
-def migrate(store: Store) -> list[str]:
+def migrate(connection: Connection) -> list[str]:
     """Brings the store to this program's schema; returns the names of the steps that were applied.
 
     Safe to run twice and to interrupt. Raises StoreTooNewError before touching a store that a newer program
     has migrated.
     """
-    for statement in ddl(_HISTORY_TABLE, store.cluster):
-        store.command(statement)
-    applied = _applied(store)
-    _refuse_newer(store, applied)
+    for statement in ddl(_HISTORY_TABLE, connection.cluster):
+        connection.command(statement)
+    applied = _applied(connection)
+    _refuse_newer(connection, applied)
     done = []
     for migration in migrations():
         if migration.version not in applied:
             for statement in migration.statements:
-                for part in ddl(statement, store.cluster):
-                    store.command(part)
-            store.insert("schema_history", ["version", "name"], [[migration.version], [migration.name]])
+                for part in ddl(statement, connection.cluster):
+                    connection.command(part)
+            connection.insert("schema_history", ["version", "name"], [[migration.version], [migration.name]])
             done.append(f"{migration.version:04d}_{migration.name}")
     return done
 
 
-def check(store: Store) -> None:
+def check(connection: Connection) -> None:
     """Raises StoreError unless the store answers and has exactly this program's schema."""
-    exists = store.rows("EXISTS TABLE schema_history") == [(1,)]
-    applied = _applied(store) if exists else set()
-    _refuse_newer(store, applied)
+    exists = connection.rows("EXISTS TABLE schema_history") == [(1,)]
+    applied = _applied(connection) if exists else set()
+    _refuse_newer(connection, applied)
     missing = [migration for migration in migrations() if migration.version not in applied]
     if missing:
         raise StoreSetupError(
-            f"--dsn {store.address} has no schema {missing[0].version:04d}_{missing[0].name}; "
+            f"--dsn {connection.address} has no schema {missing[0].version:04d}_{missing[0].name}; "
             "run agentidp-analytics migrate"
         )
 
 
-def _refuse_newer(store: Store, applied: set[int]) -> None:
+def _refuse_newer(connection: Connection, applied: set[int]) -> None:
     newest = max(migration.version for migration in migrations())
     if max(applied, default=0) > newest:
         raise StoreTooNewError(
-            f"--dsn {store.address}: the store has schema {max(applied)}, this program knows up to {newest}; "
+            f"--dsn {connection.address}: the store has schema {max(applied)}, this program knows up to {newest}; "
             "use the newer agentidp-analytics, or another store"
         )
 
@@ -111,8 +111,8 @@ def ddl(statement: str, cluster: str | None) -> Iterator[str]:
     )
 
 
-def _applied(store: Store) -> set[int]:
-    return {version for (version,) in store.rows("SELECT version FROM schema_history")}
+def _applied(connection: Connection) -> set[int]:
+    return {version for (version,) in connection.rows("SELECT version FROM schema_history")}
 
 
 def _statements(text: str) -> list[str]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from clickhouse.connection import Connection
 from clickhouse.counters_file import CountersFile
 from clickhouse.fleet import OTHER, Fleet
-from clickhouse.store import Store
 
 # Only rollups: a refresh must cost what the tenants cost, not what their events of the last minutes cost. A slot
 # that is still dirty is in the next refresh.
@@ -59,9 +59,13 @@ class Totals:
     """
 
     def __init__(
-        self, store: Store, *, clock: Callable[[], float] = time.time, counters_file: CountersFile | None = None
+        self,
+        connection: Connection,
+        *,
+        clock: Callable[[], float] = time.time,
+        counters_file: CountersFile | None = None,
     ) -> None:
-        self._store = store
+        self._connection = connection
         self._clock = clock
         self._file = counters_file
         self._recorded: dict[str, tuple[int, int]] = {}  # what the store remembers, as of the last `read`
@@ -72,7 +76,7 @@ class Totals:
         A counter is the sum of the rollups, plus what retention and erasure removed, or what was recorded if that is
         more.
         """
-        columns = self._store.columns(_FLEET, _windows(datetime.fromtimestamp(self._clock(), UTC)))
+        columns = self._connection.columns(_FLEET, _windows(datetime.fromtimestamp(self._clock(), UTC)))
         if not columns:
             return Fleet()
         tenants, issued, failed, active, ratio, last, month, issued_shown, failed_shown, shown, present = columns
@@ -114,7 +118,7 @@ class Totals:
             if other != self._recorded.get(OTHER):
                 rising.append((OTHER, *other, 1))
         if rising:
-            self._store.insert("counters", _COUNTER_COLUMNS, list(zip(*rising, strict=True)))
+            self._connection.insert("counters", _COUNTER_COLUMNS, list(zip(*rising, strict=True)))
         if self._file and any(self._file.counters.get(tenant) != shown for tenant, shown in published.items()):
             self._file.raise_to(published)
 

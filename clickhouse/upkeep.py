@@ -1,4 +1,4 @@
-"""The upkeep: one thread that seals epochs, recomputes their slots and repairs what a crash left behind."""
+"""The upkeep: one thread that seals segments, recomputes their slots and repairs what a crash left behind."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from clickhouse.epoch import ORPHAN_AFTER_SECONDS, Epochs, epoch_made_at_ms
+from clickhouse.connection import Connection
 from clickhouse.errors import StoreError, StoreUnavailableError
+from clickhouse.marks import ORPHAN_AFTER_SECONDS, Segments, segment_made_at_ms
 from clickhouse.metrics import StoreMetrics
 from clickhouse.rollups import Recompute, Rollups
-from clickhouse.store import Store
 
 logger = logging.getLogger(__name__)
 
-# Recomputing may take this share of the time at most: under load epochs grow longer instead of work more frequent.
+# Recomputing may take this share of the time at most: under load segments grow longer instead of work more frequent.
 _DUTY: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 10.0  # the exporter shows what is rolled up, so a pause is how far it lags
 _RETRY_SECONDS: Final = 2.0
@@ -31,16 +31,16 @@ class Upkeep:
 
     def __init__(
         self,
-        store: Store,
-        epochs: Epochs,
+        connection: Connection,
+        segments: Segments,
         rollups: Rollups,
         metrics: StoreMetrics,
         *,
         pause_seconds: float = 0.5,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
-        self._epochs = epochs
+        self._connection = connection
+        self._segments = segments
         self._rollups = rollups
         self._metrics = metrics
         self._pause_seconds = pause_seconds
@@ -60,22 +60,22 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the work at hand. Open epochs keep their marks: the next start takes them up."""
+        """Ends the thread after the work at hand. Open segments keep their marks: the next start takes them up."""
         self._stopping.set()
-        self._epochs.end()
+        self._segments.end()
         if self._thread is not None:
             self._thread.join()
 
     def settle(self) -> None:
         """Blocks until every event written before the call is in the rollups. Raises StoreError."""
-        self._epochs.seal()
-        self._epochs.wait_until_landed(self._store.insert_timeout)
+        self._segments.seal()
+        self._segments.wait_until_landed(self._connection.insert_timeout)
         with self._working:
             self._recount_landed()
 
     def settle_if_behind(self, max_slots: int = 200_000) -> None:
         """Settles when more than `max_slots` slots are dirty, which bounds the memory that marks take."""
-        if self._epochs.dirty_slots() > max_slots:
+        if self._segments.dirty_slots() > max_slots:
             self.settle()
 
     @contextlib.contextmanager
@@ -99,10 +99,10 @@ class Upkeep:
         self.repair()
         self.settle()  # most of the work, while others go on writing
         with self.paused(), contextlib.ExitStack() as hold:
-            hold.enter_context(self._epochs.held(self._store.insert_timeout))
-            self._epochs.seal()
+            hold.enter_context(self._segments.held(self._connection.insert_timeout))
+            self._segments.seal()
             self._recount_landed()
-            if self._epochs.own_ids():
+            if self._segments.own_ids():
                 raise StoreUnavailableError("an insert whose outcome is unknown may still land", retry_after=30)
             yield hold.close
 
@@ -110,7 +110,7 @@ class Upkeep:
         """Raises StoreUnavailableError when the thread has ended, or events wait too long for their recount."""
         if self._thread is not None and not self._thread.is_alive() and not self._stopping.is_set():
             raise StoreUnavailableError("the upkeep thread has ended: no event is rolled up until a new start")
-        oldest = self._epochs.oldest()
+        oldest = self._segments.oldest()
         if oldest is None or self._is_paused:
             return
         waiting = time.monotonic() - max(oldest, self._moved_at)
@@ -118,31 +118,31 @@ class Upkeep:
             raise StoreUnavailableError(f"events have waited {waiting:.0f} s for their recount: {self._trouble}")
 
     def repair(self, progress: Callable[[int], None] = lambda slots: None) -> Recompute | None:
-        """Recomputes epochs whose process is gone: all foreign ones of an embedded store, old ones of a server.
+        """Recomputes segments whose process is gone: all foreign ones of an embedded store, old ones of a server.
 
         Raises StoreError.
         """
         with self._working:
-            orphans = [epoch for epoch in self._rollups.marked_epochs() if self._is_orphan(epoch)]
+            orphans = [segment for segment in self._rollups.marked_segments() if self._is_orphan(segment)]
             if not orphans:
                 return None
-            logger.info("repairing: %d epochs of an earlier process were not rolled up", len(orphans))
+            logger.info("repairing: %d segments of an earlier process were not rolled up", len(orphans))
             done = self._rollups.recompute(orphans, self._moving(progress))
             logger.info("repaired: %d slots recounted in %.1f s", done.slots, done.seconds)
             return done
 
-    def _is_orphan(self, epoch: int) -> bool:
-        if epoch in self._epochs.own_ids():
+    def _is_orphan(self, segment: int) -> bool:
+        if segment in self._segments.own_ids():
             return False
         # An embedded store has one process, so whatever is not ours is dead. A server's may just be slow.
-        age_seconds = self._clock() - epoch_made_at_ms(epoch) / 1000
-        return self._store.embedded or age_seconds > ORPHAN_AFTER_SECONDS
+        age_seconds = self._clock() - segment_made_at_ms(segment) / 1000
+        return self._connection.embedded or age_seconds > ORPHAN_AFTER_SECONDS
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._adopt()
-                if self._epochs.wait_for_work(_ADOPT_EVERY_SECONDS) and not self._stopping.is_set():
+                if self._segments.wait_for_work(_ADOPT_EVERY_SECONDS) and not self._stopping.is_set():
                     self._stopping.wait(
                         min(max(self._pause_seconds, self._last_seconds / _DUTY), _LONGEST_PAUSE_SECONDS)
                     )
@@ -179,12 +179,12 @@ class Upkeep:
 
     def _recount_landed(self) -> None:
         """The caller holds the lock."""
-        landed = self._epochs.landed(time.monotonic())
+        landed = self._segments.landed(time.monotonic())
         if not landed:
             return
-        done = self._rollups.recompute([epoch.id for epoch in landed], self._moving())
-        for epoch in landed:
-            self._epochs.close(epoch)
+        done = self._rollups.recompute([segment.id for segment in landed], self._moving())
+        for segment in landed:
+            self._segments.close(segment)
         self._last_seconds = done.seconds
         self._metrics.recompute_seconds.observe(done.seconds)
-        self._metrics.duplicates_found.inc(max(0, sum(epoch.landed_rows for epoch in landed) - done.gained))
+        self._metrics.duplicates_found.inc(max(0, sum(segment.landed_rows for segment in landed) - done.gained))

@@ -6,19 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from clickhouse.epoch import REMARK_AFTER_SECONDS, Epoch, Epochs, Slot, slot_start
+from clickhouse.connection import Connection
 from clickhouse.event import Event
-from clickhouse.store import Store
+from clickhouse.marks import REMARK_AFTER_SECONDS, Segment, Segments, Slot, slot_start
 
-_MARK_COLUMNS: Final = ("epoch", "tenant_id", "slot")
+_MARK_COLUMNS: Final = ("segment", "tenant_id", "slot")
 
 
 class Writer:
     """Writes batches of events; any number of threads may call it at once."""
 
-    def __init__(self, store: Store, epochs: Epochs, *, clock: Callable[[], float] = time.time) -> None:
-        self._store = store
-        self._epochs = epochs
+    def __init__(self, connection: Connection, segments: Segments, *, clock: Callable[[], float] = time.time) -> None:
+        self._connection = connection
+        self._segments = segments
         self._clock = clock
 
     def write(self, events: Sequence[Event]) -> None:
@@ -32,32 +32,32 @@ class Writer:
         columns = list(zip(*events, strict=True))
         slots = set(zip(columns[0], map(slot_start, columns[1]), strict=True))
         started = time.monotonic()
-        epoch = self._epochs.enter(int(self._clock() * 1000), started)
+        segment = self._segments.enter(int(self._clock() * 1000), started)
         landed_rows, not_before = 0, 0.0
         try:
-            self._mark(epoch, slots)
-            self._store.insert("events", Event._fields, columns)
+            self._mark(segment, slots)
+            self._connection.insert("events", Event._fields, columns)
             landed_rows = len(events)
         except Exception:
             # It may still land until the server gives up on it; the rollups must not be called clean before.
-            not_before = time.monotonic() + self._store.insert_timeout
+            not_before = time.monotonic() + self._connection.insert_timeout
             raise
         finally:
-            self._epochs.leave(epoch, landed_rows=landed_rows, not_before=not_before)
-        if not self._store.embedded and time.monotonic() - epoch.opened > REMARK_AFTER_SECONDS:
+            self._segments.leave(segment, landed_rows=landed_rows, not_before=not_before)
+        if not self._connection.embedded and time.monotonic() - segment.opened > REMARK_AFTER_SECONDS:
             self.mark(slots)
 
     def mark(self, slots: set[Slot]) -> None:
         """Marks slots whose events have changed already (late landing, erasure), so that they are recomputed."""
-        epoch = self._epochs.enter(int(self._clock() * 1000), time.monotonic())
+        segment = self._segments.enter(int(self._clock() * 1000), time.monotonic())
         try:
-            self._mark(epoch, slots)
+            self._mark(segment, slots)
         finally:
-            self._epochs.leave(epoch, landed_rows=0)
+            self._segments.leave(segment, landed_rows=0)
 
-    def _mark(self, epoch: Epoch, slots: set[Slot]) -> None:
-        missing = self._epochs.unmarked(epoch, slots)
+    def _mark(self, segment: Segment, slots: set[Slot]) -> None:
+        missing = self._segments.unmarked(segment, slots)
         if missing:
             tenants, starts = zip(*sorted(missing), strict=True)
-            self._store.insert("marks", _MARK_COLUMNS, [[epoch.id] * len(missing), tenants, starts])
-            self._epochs.marks_are_durable(epoch, missing)
+            self._connection.insert("marks", _MARK_COLUMNS, [[segment.id] * len(missing), tenants, starts])
+            self._segments.marks_are_durable(segment, missing)

@@ -1,6 +1,6 @@
 """Writes the dashboards in `dashboards/`; with --check only says whether they are what it would write.
 
-    python grafana/build.py [--check]
+    python -m grafana.build [--check]
 
 Exit 1 from --check when a file differs. Edit fleet.py, service.py or tenant.py, never the JSON.
 """
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 import yaml
-from fleet import fleet
-from tenant import tenant
+
+from grafana.fleet import fleet
+from grafana.tenant import tenant
 
 _HERE: Final = Path(__file__).parent
 _DATASOURCE: Final = _HERE / "provisioning" / "datasources" / "agentidp-analytics.yaml"
@@ -33,14 +34,14 @@ def dashboards() -> dict[Path, str]:
 def main(arguments: list[str]) -> int:
     """Writes or checks; returns the exit status."""
     if arguments not in ([], ["--check"]):
-        sys.stderr.write("usage: python grafana/build.py [--check]\n")
+        sys.stderr.write("usage: python -m grafana.build [--check]\n")
         return 2
     status = 0
     for path, text in dashboards().items():
         if path.exists() and path.read_text() == text:
             continue
         if arguments:
-            sys.stderr.write(f"{path} is not what grafana/build.py makes: run python grafana/build.py\n")
+            sys.stderr.write(f"{path} is not what grafana.build makes: run python -m grafana.build\n")
             status = 1
         else:
             path.write_text(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from panels import (
+from grafana.panels import (
     FLEET_UID,
     TENANT_UID,
     TOKENS_PER_SECOND,
@@ -22,7 +22,7 @@ from panels import (
     timeseries,
     variable,
 )
-from queries import (
+from grafana.queries import (
     ACTIVE_AGENTS,
     EXPECTED,
     FAILED,
@@ -42,7 +42,7 @@ from queries import (
     rate,
     recorded,
 )
-from service import health, ingest, requests
+from grafana.service import health, ingest, requests
 
 _REAL_TENANTS: Final = f'{JOB}, tenant_id!="_other"'
 _LAST_TOKEN_AGE: Final = f"time() - max by (tenant_id) ({LAST_ISSUED}{{{_REAL_TENANTS}}})"

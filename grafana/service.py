@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from panels import Json, stat, thresholds, timeseries
-from queries import JOB, NOW, RATE_WINDOW
+from grafana.panels import Json, stat, thresholds, timeseries
+from grafana.queries import JOB, NOW, RATE_WINDOW
 
 _YES_NO: Final[list[Json]] = [
     {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from panels import (
+from grafana.panels import (
     FLEET_UID,
     TENANT_UID,
     TOKENS_PER_SECOND,
@@ -22,7 +22,7 @@ from panels import (
     timeseries,
     variable,
 )
-from queries import (
+from grafana.queries import (
     ACTIVE_AGENTS,
     EXPECTED,
     FAILED,

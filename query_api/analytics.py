@@ -11,25 +11,25 @@ from typing import Any, Protocol, TypeVar
 from aiohttp import web
 
 from clickhouse.tenant import TenantId
-from query_api.answers import body_answer, json_answer, json_bytes
-from query_api.call import Call
-from query_api.errors import invalid, rate_limited, unavailable
+from query_api.auth.verifier import Principal
 from query_api.fair_queue import FairQueue, QueueFullError
-from query_api.limits import TokenBuckets, rate_limit_headers
+from query_api.http.errors import invalid, rate_limited, unavailable
+from query_api.http.parameters import Place, days_parameter, page_parameters
+from query_api.http.request_context import Call
+from query_api.http.responses import body_answer, json_answer, json_bytes
 from query_api.metrics import ApiMetrics
-from query_api.parameters import Place, days_parameter, page_parameters
 from query_api.ports import Questions
+from query_api.rate_limit import TokenBuckets, rate_limit_headers
 from query_api.settings import ApiSettings
-from query_api.verifier import Principal
 
 _Answer = TypeVar("_Answer")
 
 
 class TokenVerifier(Protocol):
-    """What tells who asks; query_api.verifier.Verifier is one."""
+    """What tells who asks; query_api.auth.verifier.Verifier is one."""
 
     async def verify(self, authorization: Sequence[str]) -> Principal:
-        """Takes every value of the Authorization header. Raises query_api.verifier.AuthError."""
+        """Takes every value of the Authorization header. Raises query_api.auth.verifier.AuthError."""
         ...
 
 

@@ -14,20 +14,19 @@ from prometheus_client import CollectorRegistry
 
 from clickhouse.errors import StoreError, StoreUnavailableError
 from query_api.analytics import Analytics, TokenVerifier
-from query_api.answers import REQUEST_ID_HEADER
-from query_api.body import BodyAbandonedError
-from query_api.call import Call, Handler
-from query_api.errors import ApiError, internal, method_not_allowed, not_found, unavailable, unreadable
+from query_api.auth.verifier import AuthError
 from query_api.health import Health
-from query_api.ingest import Ingest
-from query_api.logs import fields
+from query_api.http.errors import ApiError, internal, method_not_allowed, not_found, unavailable, unreadable
+from query_api.http.request_context import Call, Handler
+from query_api.http.request_ids import request_id
+from query_api.http.responses import REQUEST_ID_HEADER
+from query_api.ingest.body import BodyAbandonedError
+from query_api.ingest.handler import Ingest
+from query_api.ingest.sources import SourceTokens
 from query_api.metrics import ApiMetrics, known_method
 from query_api.openapi import OpenApi
 from query_api.ports import Inlet, Questions, Readiness
-from query_api.request_ids import request_id
 from query_api.settings import ApiSettings
-from query_api.source_tokens import SourceTokens
-from query_api.verifier import AuthError
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("query_api.access")
@@ -95,6 +94,10 @@ class Api:
         self._finish(Call(request, request_id(None)), response, UNMATCHED, 0.0)
         return response
 
+    def connection_refused(self) -> None:
+        """Counts a connection that was closed because too many were open."""
+        self.metrics.connections_refused.inc()
+
     async def drain(self, seconds: float) -> bool:
         """From now on closes connections after their answer; waits until nothing is in flight.
 
@@ -123,10 +126,10 @@ class Api:
             self.metrics.auth_failures.labels(error.reason.value).inc()
             return _refused(call, ApiError(error.code, error.message, headers=error.headers, reason=error.reason.value))
         except StoreUnavailableError as error:
-            logger.warning("the store is unavailable: %s", error, extra=fields(request_id=call.request_id))
+            logger.warning("the store is unavailable: %s", error, extra={"fields": {"request_id": call.request_id}})
             return _refused(call, unavailable("The store cannot answer now.", error.retry_after, "store_unavailable"))
         except StoreError as error:
-            logger.error("the store failed: %s", error, extra=fields(request_id=call.request_id))  # noqa: TRY400
+            logger.error("the store failed: %s", error, extra={"fields": {"request_id": call.request_id}})  # noqa: TRY400
             return _refused(call, internal())
         except BodyAbandonedError:
             call.notes["reason"] = "body_abandoned"
@@ -135,7 +138,7 @@ class Api:
             call.request.protocol.force_close()
             return web.Response(status=499)
         except Exception:
-            logger.exception("a request failed", extra=fields(route=route, request_id=call.request_id))
+            logger.exception("a request failed", extra={"fields": {"route": route, "request_id": call.request_id}})
             return _refused(call, internal())
 
     def _handler(self, call: Call, route: str) -> Handler:
@@ -157,15 +160,15 @@ class Api:
         self.metrics.answered(route, method, response.status, seconds)
         level = logging.DEBUG if route in _PROBES else logging.INFO
         if access_logger.isEnabledFor(level):
-            values = fields(
-                method=method,
-                route=route,
-                status=response.status,
-                duration_ms=round(seconds * 1000, 2),
-                request_id=call.request_id,
+            values = {
+                "method": method,
+                "route": route,
+                "status": response.status,
+                "duration_ms": round(seconds * 1000, 2),
+                "request_id": call.request_id,
                 **call.notes,
-            )
-            access_logger.log(level, "request", extra=values)
+            }
+            access_logger.log(level, "request", extra={"fields": values})
 
 
 def build_app(

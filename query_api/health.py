@@ -11,10 +11,9 @@ from typing import Final
 from aiohttp import web
 
 from clickhouse.errors import StoreError
-from query_api.answers import json_answer
-from query_api.call import Call
-from query_api.errors import unavailable
-from query_api.logs import fields
+from query_api.http.errors import unavailable
+from query_api.http.request_context import Call
+from query_api.http.responses import json_answer
 from query_api.ports import Readiness
 
 logger = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class Health:
             self._readiness.check()
         except StoreError as error:
             if self._was_ready:
-                logger.warning("not ready: %s", error, extra=fields(error=type(error).__name__))
+                logger.warning("not ready: %s", error, extra={"fields": {"error": type(error).__name__}})
             self._was_ready = False
             return False
         if not self._was_ready:

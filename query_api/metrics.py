@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from clickhouse.metrics import LateGauge
-from query_api.keys import FetchResult
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -103,13 +101,3 @@ class ApiMetrics:
 def known_method(method: str) -> str:
     """`method`, or "other" if it is not one that people use: the parser knows some forty."""
     return method if method in _METHODS else "other"
-
-
-def jwks_fetches(registry: CollectorRegistry) -> Callable[[str], None]:
-    """Registers the counter of key set fetches; what it returns is called with a `query_api.keys.FetchResult`."""
-    counter = Counter(
-        "agentidp_analytics_jwks_fetches_total", "Fetches of a key set, by result.", ("result",), registry=registry
-    )
-    for result in FetchResult:
-        counter.labels(result.value)
-    return lambda result: counter.labels(result).inc()

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from query_api.answers import body_answer, json_bytes
-from query_api.batch import FORMATS
-from query_api.call import Call
-from query_api.errors import STATUS_OF_CODE
-from query_api.parameters import AGENTS_MAX, DAYS_DEFAULT, DAYS_MAX
-from query_api.signatures import SIGNATURE_HEADER
+from query_api.http.errors import STATUS_OF_CODE
+from query_api.http.parameters import AGENTS_MAX, DAYS_DEFAULT, DAYS_MAX
+from query_api.http.request_context import Call
+from query_api.http.responses import body_answer, json_bytes
+from query_api.ingest.formats import FORMATS
+from query_api.ingest.signatures import SIGNATURE_HEADER
 
 _Schema = dict[str, Any]
 

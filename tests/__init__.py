@@ -1,0 +1,1 @@
+"""The tests mirror the rooms; what crosses them lies here; helpers are in support."""

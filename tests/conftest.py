@@ -6,27 +6,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from clickhouse.connection import Connection
 from clickhouse.schema import migrate
-from clickhouse.store import Store
-from tests.bridge.process import Bridge
+from tests.support.bridge.process import Bridge
 
 TABLES = ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day", "counters", "removals")
 
 
-def empty(store: Store) -> Store:
+def empty(connection: Connection) -> Connection:
     """The store without a single row."""
     for table in TABLES:
-        store.command(f"TRUNCATE TABLE {table}")
-    return store
+        connection.command(f"TRUNCATE TABLE {table}")
+    return connection
 
 
 @pytest.fixture(scope="session")
-def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     """One for the session: chDB opens one path a process at a time."""
-    store = Store(f"chdb://{tmp_path_factory.mktemp('store')}")
-    migrate(store)
-    yield store
-    store.close()
+    connection = Connection(f"chdb://{tmp_path_factory.mktemp('store')}")
+    migrate(connection)
+    yield connection
+    connection.close()
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +37,15 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
 
 
 @pytest.fixture(scope="session")
-def server_store(bridge: Bridge) -> Iterator[Store]:
+def server_store(bridge: Bridge) -> Iterator[Connection]:
     """The same store behind HTTP."""
-    store = Store(bridge.dsn_of("analytics"))
-    migrate(store)
-    yield store
-    store.close()
+    connection = Connection(bridge.dsn_of("analytics"))
+    migrate(connection)
+    yield connection
+    connection.close()
 
 
 @pytest.fixture(params=["embedded", "server"])
-def store(request: pytest.FixtureRequest) -> Store:
+def connection(request: pytest.FixtureRequest) -> Connection:
     """An empty store with the current schema, once embedded and once behind HTTP."""
     return empty(request.getfixturevalue(f"{request.param}_store"))

@@ -16,18 +16,18 @@ import click
 import pytest
 import yaml
 
-import agentidp_analytics
-from agentidp_analytics import OTHER_FILES
+from agentidp_analytics.cli import cli
+from agentidp_analytics.service import OTHER_FILES
 from clickhouse.event import EventRejectedError, parse_event
 from exporter.families import FAMILIES
 from exporter.runner import MAX_CONNECTIONS
 from exporter.web_settings import read_web_settings
-from query_api.errors import STATUS_OF_CODE
+from query_api.auth.bearer_token import Reason
+from query_api.http.errors import STATUS_OF_CODE
 from query_api.openapi import openapi_document
 from query_api.settings import ApiSettings, Limits
-from query_api.token_shape import Reason
-from tests.promql_names import published_names, recorded_names
-from tests.service import INGEST_TOKEN, ROOT, Service, clean_environment, request
+from tests.support.promql_names import published_names, recorded_names
+from tests.support.service import INGEST_TOKEN, ROOT, Service, clean_environment, request
 
 README: Final = (ROOT / "README.md").read_text()
 CONFIGURATION: Final = (ROOT / "docs" / "configuration.md").read_text()
@@ -109,7 +109,7 @@ def test_every_option_of_every_command_is_in_the_configuration_with_its_variable
     documented = documented_options()
     real = {
         (name, option.opts[0]): option
-        for name, command in agentidp_analytics.cli.commands.items()
+        for name, command in cli.commands.items()
         for option in command.params
         if isinstance(option, click.Option)
     }
@@ -127,7 +127,7 @@ def test_every_option_of_every_command_is_in_the_configuration_with_its_variable
 
 
 def test_options_and_commands_that_pages_mention_exist() -> None:
-    commands = agentidp_analytics.cli.commands
+    commands = cli.commands
     known = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
     for page, text in EVERYTHING.items():
         for span in code_spans(text):
@@ -309,7 +309,7 @@ def test_the_commands_of_the_readme_work_and_its_answers_have_the_shape_shown(se
 
 def test_messages_of_the_troubleshooting_table_are_messages_of_the_program() -> None:
     # Text that is spread over several literals is one message.
-    program = re.sub(r'"\s*\n\s*f?"', "", "".join(source(".", "clickhouse", "query_api", "exporter")))
+    program = re.sub(r'"\s*\n\s*f?"', "", "".join(source("agentidp_analytics", "clickhouse", "query_api", "exporter")))
     engine = ("Directory metadata/", "Unknown table expression", "error while attempting to bind")
     messages = [part for row in rows(OPERATIONS.partition("## Troubleshooting")[2]) for part in code_spans(row[0])]
     assert len(messages) > 15
@@ -340,4 +340,4 @@ def event(name: str) -> dict[str, Any]:
 
 
 def source(*folders: str) -> list[str]:
-    return [path.read_text() for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
+    return [path.read_text() for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.grafana_panels import evaluate_dashboards
-from tests.identity_provider import IdentityProvider
-from tests.prometheus_server import prometheus as prometheus_running
-from tests.prometheus_server import quick_config
-from tests.service import INGEST_TOKEN, Service, request, wait_for
+from tests.support.grafana_panels import evaluate_dashboards
+from tests.support.identity_provider import IdentityProvider
+from tests.support.prometheus_server import prometheus as prometheus_running
+from tests.support.prometheus_server import quick_config
+from tests.support.service import INGEST_TOKEN, Service, request, wait_for
 
 TOKENS = 300
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.service import INGEST_TOKEN, Service, request
-from tests.tokens import Answer, Attack, Issuer, JwksServer, attacks, bearer, complaints, controls, send
+from tests.support.hostile_tokens import Answer, Attack, Issuer, JwksServer, attacks, bearer, complaints, controls, send
+from tests.support.service import INGEST_TOKEN, Service, request
 
 ISSUER = Issuer()
 PATHS = ("/api/v1/analytics/tokens", "/api/v1/analytics/agents/activity", "/api/v1/analytics/agents")

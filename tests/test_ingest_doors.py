@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clickhouse.backfill import Reject, backfill
+from agentidp_analytics.backfill import Reject, backfill
 from clickhouse.event import Event
-from query_api.batch import FORMATS, decode_batch
+from query_api.ingest.formats import FORMATS, decode_batch
 
 NOW_MS = 1_795_425_300_000  # 2026-11-23T09:15:00Z
 GOOD: dict[str, Any] = {"event_id": "e", "tenant_id": "t", "agent_id": "a", "issued_at": 1_795_425_000}

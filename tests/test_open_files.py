@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from agentidp_analytics import OTHER_FILES
+from agentidp_analytics.service import OTHER_FILES
 from exporter.runner import MAX_CONNECTIONS
 from query_api.settings import Limits
-from tests.service import Service, request, wait_for
+from tests.support.service import Service, request, wait_for
 
 CONNECTIONS = MAX_CONNECTIONS + Limits().connections
 NEEDED = CONNECTIONS + OTHER_FILES

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from clickhouse.connection import Connection
 from clickhouse.event import Event
 from clickhouse.queries import Queries, tenant_fence
-from clickhouse.store import Store
 from clickhouse.tenant import TenantId
-from tests.rig import NOW, Rig
-from tests.service import Service, request, wait_for
+from tests.support.rig import NOW, Rig
+from tests.support.service import Service, request, wait_for
 
 OURS, CANARY = "org-ours", "org-canary"
 CANARY_AGENT = "canary-agent-3f9c"
@@ -36,18 +36,18 @@ UNFENCED = {
 
 
 @pytest.fixture
-def two_tenants(store: Store) -> Store:
-    rig = Rig(store)
+def two_tenants(connection: Connection) -> Connection:
+    rig = Rig(connection)
     at = int(NOW.timestamp() * 1000) - 3_600_000
     for name in (OURS, CANARY):
         rig.writer.write([Event(name, at, f"{name}-{number}", f"{name}-agent") for number in range(5)])
     rig.upkeep.settle()
     rig.writer.write([Event(name, at - 86_400_000, f"{name}-dirty", f"{name}-agent") for name in (OURS, CANARY)])
-    return store
+    return connection
 
 
 @pytest.mark.parametrize("statement", UNFENCED.values(), ids=UNFENCED.keys())
-def test_a_query_without_its_where_gets_nothing_of_another_tenant(two_tenants: Store, statement: str) -> None:
+def test_a_query_without_its_where_gets_nothing_of_another_tenant(two_tenants: Connection, statement: str) -> None:
     everything = {row[0] for row in two_tenants.rows(statement)}
     assert everything == {OURS, CANARY}, "the control without the fence must see both"
     fence = {"additional_table_filters": tenant_fence(TenantId(OURS))}
@@ -55,7 +55,7 @@ def test_a_query_without_its_where_gets_nothing_of_another_tenant(two_tenants: S
 
 
 @pytest.mark.parametrize("tenant", [None, OURS, "", b"org-ours", 7])
-def test_a_question_without_a_checked_tenant_does_not_run(two_tenants: Store, tenant: object) -> None:
+def test_a_question_without_a_checked_tenant_does_not_run(two_tenants: Connection, tenant: object) -> None:
     queries = Queries(two_tenants)
     for ask in (
         lambda: queries.trend(tenant, NOW.date(), 30),  # type: ignore[arg-type]

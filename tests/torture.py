@@ -23,16 +23,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clickhouse.epoch import ORPHAN_AFTER_SECONDS
 from clickhouse.event import Event
-from tests.bridge.process import Bridge
-from tests.oracle import Oracle
-from tests.service import INGEST_TOKEN, ROOT, Service, request, run, wait_for
+from clickhouse.marks import ORPHAN_AFTER_SECONDS
+from tests.support.bridge.process import Bridge
+from tests.support.oracle import Oracle
+from tests.support.service import INGEST_TOKEN, ROOT, Service, request, run, wait_for
 
 TENANTS = ("org-a", "org-b", "org-c")
 CLIENTS = 4
 LEAST_KILLS = 20
-_FORGET = "import sys; from clickhouse.store import Store; Store(sys.argv[1]).command('TRUNCATE TABLE marks')"
+_FORGET = (
+    "import sys; from clickhouse.connection import Connection; Connection(sys.argv[1]).command('TRUNCATE TABLE marks')"
+)
 
 
 @dataclass

@@ -21,15 +21,15 @@ ORDER BY (tenant_id, issued_at, event_id, agent_id, outcome)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
 -- Which 15-minute slots of a tenant may hold events that the rollups do not know yet. A mark is durable before
--- the first event of its slot is inserted; an epoch is a partition, so closing it is one DROP PARTITION.
+-- the first event of its slot is inserted; a segment is a partition, so closing it is one DROP PARTITION.
 CREATE TABLE IF NOT EXISTS marks
 (
-    epoch UInt64,
+    segment UInt64,
     tenant_id LowCardinality(String),
     slot DateTime('UTC')
 )
 ENGINE = MergeTree
-PARTITION BY epoch
+PARTITION BY segment
 ORDER BY (tenant_id, slot)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 

@@ -1,0 +1,10 @@
+"""The front door: the only place that knows the store and both faces.
+
+cli                  the commands; one line and an exit status for whatever goes wrong
+options, settings    what may be given, and what it means together
+service              a running service: opened in order, closed in the opposite order
+store_commands       migrate, ingest, export, verify, erase; with backfill and progress for files,
+                     ingest_client for a service that runs
+demo                 serve on made-up events; with demo_events and dev_keys
+logs                 how every room's log lines are written
+"""

@@ -1,0 +1,238 @@
+"""The service's life: what the settings name is opened in order, runs, and is closed in the opposite order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Final, NamedTuple
+
+import click
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from agentidp_analytics.settings import Settings
+from clickhouse.commit import GroupCommit
+from clickhouse.counters_file import CountersFile
+from clickhouse.daily import DailyRound
+from clickhouse.errors import StoreError
+from clickhouse.queries import Queries
+from clickhouse.store import Store
+from clickhouse.totals import Totals
+from exporter.metrics import ExporterMetrics
+from exporter.refresher import Refresher
+from exporter.runner import MAX_CONNECTIONS, ExporterRunner
+from exporter.server import build_app as build_exporter
+from exporter.web_config import WebConfig
+from query_api.app import build_app
+from query_api.auth.verifier import Verifier, open_verifier
+from query_api.http.server import ApiServer
+from query_api.http.tls import ServerCertificate
+from query_api.ingest.sources import SourceTokens
+from query_api.ports import Readiness
+from query_api.settings import ApiSettings
+
+logger = logging.getLogger(__name__)
+
+VERSION: Final = version("agentidp-analytics")
+# File descriptors beside those of connections: of an embedded store while it merges and answers many questions at once
+# (140 over those of an idle process were seen), and of connections that are accepted only to be closed.
+OTHER_FILES: Final = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files that settings name, read."""
+
+    sources: SourceTokens | None
+    certificate: ServerCertificate | None
+    web_config: WebConfig | None
+
+    @classmethod
+    def read(cls, settings: Settings) -> Files:
+        """Raises SourceTokensError, TlsFilesError or WebConfigError for one that cannot be used."""
+        api = settings.api if settings.tokens else ApiSettings()  # without the API, nobody uses its files
+        return cls(
+            sources=SourceTokens(api.ingest_token_file) if api.ingest_token_file else None,
+            certificate=ServerCertificate(api.tls_cert, api.tls_key) if api.tls_cert and api.tls_key else None,
+            web_config=WebConfig(settings.web_config_file) if settings.web_config_file else None,
+        )
+
+
+def authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def require_free_addresses(addresses: Mapping[str, tuple[str, int]]) -> None:
+    """Raises click.UsageError naming the option whose address cannot be listened on. All are free again on return."""
+    with contextlib.ExitStack() as held:
+        for option_name, (host, port) in addresses.items():
+            try:
+                family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+                held.enter_context(contextlib.closing(socket.create_server((host, port), family=family)))
+            except (OSError, UnicodeError) as error:
+                reason = getattr(error, "strerror", None) or "no host name"
+                raise click.UsageError(
+                    f"{option_name} {authority(host, port)} cannot be listened on: {reason}; give another address"
+                ) from error
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[None]:
+    """Serves as `settings` say until the block is left; then drains: requests are finished, their events stored."""
+    _require_open_files(settings)
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    # Before the store: a wrong setting must not leave a new store behind.
+    files = Files.read(settings)
+    listen = {} if settings.only == "exporter" else {"--listen": (settings.api.host, settings.api.port)}
+    require_free_addresses({**listen, "--metrics-listen": settings.metrics_listen})
+    async with contextlib.AsyncExitStack() as stack:
+        verifier = None
+        if settings.tokens is not None:
+            try:
+                verifier = await stack.enter_async_context(open_verifier(settings.tokens, registry))
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
+        # An exporter of its own neither writes nor recounts: metrics of that would be zeros that look like silence.
+        store_registry = registry if verifier is not None else CollectorRegistry()
+        store = stack.enter_context(await asyncio.to_thread(Store, settings.dsn, settings.cluster, store_registry))
+        if verifier is not None:
+            await _start_api(settings, files, store, verifier, registry, stack)
+        await _start_exporter(settings, files.web_config, store, registry, stack)
+        yield
+
+
+def _require_open_files(settings: Settings) -> None:
+    """Raises the soft limit of open files to the hard one. Raises click.UsageError if that is too few.
+
+    With too few, idle connections would take those that the store writes with.
+    """
+    connections = MAX_CONNECTIONS + (settings.api.limits.connections if settings.tokens else 0)
+    needed = connections + OTHER_FILES
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise click.UsageError(
+            f"the limit of open files (ulimit -Hn) is {most}; {connections} connections and the store need {needed}: "
+            f"raise it, LimitNOFILE={needed} in a systemd unit, ulimits in a container"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def _start_api(
+    settings: Settings,
+    files: Files,
+    store: Store,
+    verifier: Verifier,
+    registry: CollectorRegistry,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    store.upkeep.start()
+    stack.push_async_callback(asyncio.to_thread, store.upkeep.stop)
+    commit = GroupCommit(store.writer, store.metrics)
+    await commit.start()
+    stack.push_async_callback(commit.stop)
+    api = build_app(
+        settings.api,
+        sources=files.sources,
+        verifier=verifier,
+        questions=Queries(store.connection, settings.api.query_seconds),
+        inlet=commit,
+        readiness=Ready((store, commit)),
+        registry=registry,
+    )
+    server = ApiServer(api, settings.api, files.certificate)
+    stack.push_async_callback(server.stop)
+    try:
+        port = await server.start()
+    except OSError as error:
+        raise click.UsageError(f"--listen {settings.api.host}:{settings.api.port}: {error.strerror}") from error
+    scheme = "https" if settings.api.tls_cert else "http"
+    logger.info("query API and ingest at %s://%s", scheme, authority(settings.api.host, port))
+    daily = DailyRound(
+        store.connection,
+        store.upkeep,
+        store.removal,
+        store.metrics,
+        retention_days=settings.retention_days,
+        clock=time.time,
+    )
+    in_background(stack, _every_day(daily))
+
+
+class Ready(NamedTuple):
+    """The service can be given work when each of its parts can."""
+
+    parts: Sequence[Readiness]
+
+    def check(self) -> None:
+        """Raises StoreError with the first reason against it."""
+        for part in self.parts:
+            part.check()
+
+
+async def _start_exporter(
+    settings: Settings,
+    web_config: WebConfig | None,
+    store: Store,
+    registry: CollectorRegistry,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    host, port = settings.metrics_listen
+    if settings.only == "api":
+        app = build_exporter(None, registry, web_config)
+    else:
+        path = store.connection.counters_file
+        refresher = Refresher(
+            Totals(store.connection, counters_file=CountersFile(path) if path else None),
+            ExporterMetrics(registry, VERSION),
+            interval=settings.refresh_interval,
+            max_age=max(300.0, settings.refresh_interval),
+            zero_hold=settings.zero_hold,
+            max_tenants=settings.max_tenants,
+        )
+        app = build_exporter(refresher, registry, web_config)
+    runner = ExporterRunner(app)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        bound = await runner.listen(host, port, web_config.ssl_context() if web_config else None)
+    except OSError as error:
+        raise click.UsageError(f"--metrics-listen {host}:{port}: {error.strerror}") from error
+    scheme = "https" if web_config and web_config.ssl_context() else "http"
+    logger.info("exporter at %s://%s/metrics", scheme, authority(host, bound))
+
+
+def in_background(stack: contextlib.AsyncExitStack, work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+async def _every_day(daily: DailyRound) -> None:
+    with contextlib.suppress(StoreError):  # a full disk, for one: the service starts all the same, and it comes again
+        await asyncio.to_thread(daily.resume)
+    while True:
+        await asyncio.sleep(daily.seconds_until_next())
+        try:
+            await asyncio.to_thread(daily.run)
+        except Exception:  # whatever it was, tomorrow's round must come
+            logger.exception("the daily round failed and is tried again tomorrow")
+
+
+async def until_signalled() -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()

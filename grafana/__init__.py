@@ -1,0 +1,1 @@
+"""Dashboards and provisioning for Grafana, generated: `python -m grafana.build` writes `dashboards/`."""

@@ -1,0 +1,225 @@
+"""The store behind HTTP: outages, answers that get lost, several writers; and the schema of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from clickhouse import schema
+from clickhouse.audit import verify
+from clickhouse.commit import GroupCommit
+from clickhouse.connection import Connection
+from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
+from clickhouse.event import Event
+from clickhouse.metrics import StoreMetrics
+from clickhouse.tenant import TenantId
+from tests.conftest import empty
+from tests.support.bridge.process import Bridge
+from tests.support.oracle import Oracle
+from tests.support.rig import NOW, Rig
+
+
+def event(serial: str, tenant: str = "org-a", hours_ago: float = 1.0) -> Event:
+    at = NOW - timedelta(hours=hours_ago)
+    return Event(tenant, int(at.timestamp() * 1000), serial, f"agent-{hash(serial) % 3}")
+
+
+@pytest.fixture
+def rig(server_store: Connection, bridge: Bridge) -> Rig:
+    bridge.reset()
+    return Rig(empty(server_store))
+
+
+def test_a_failed_insert_is_told_and_the_next_one_works(rig: Rig, bridge: Bridge) -> None:
+    bridge.fail("before", 1, "events")
+    with pytest.raises(StoreUnavailableError):
+        rig.writer.write([event("e1")])
+    rig.writer.write([event("e1")])
+    rig.check(Oracle([event("e1")]))
+
+
+@pytest.mark.parametrize("mode", ["after", "drop"])
+def test_an_insert_whose_answer_is_lost_may_be_sent_again(rig: Rig, bridge: Bridge, mode: str) -> None:
+    events = [event(f"e{number}") for number in range(10)]
+    bridge.fail(mode, 1, "events")
+    try:
+        rig.writer.write(events)
+    except StoreUnavailableError:
+        rig.check(Oracle(events))  # it did land, so it is counted, and its slot is read from raw
+        rig.writer.write(events)
+    rig.check(Oracle(events))
+    rig.upkeep.settle()
+    rig.check(Oracle(events))
+
+
+def test_events_that_land_after_their_insert_was_given_up_are_counted(rig: Rig, bridge: Bridge) -> None:
+    hasty = Rig(Connection(bridge.dsn_of("analytics"), insert_timeout=1))
+    bridge.fail("hang", 1, "events")
+    with pytest.raises(StoreUnavailableError):
+        hasty.writer.write([event("e1")])
+    hasty.upkeep.settle()
+    bridge.reset(land=True)
+    hasty.check(Oracle([event("e1")]))
+    hasty.connection.close()
+
+
+def test_a_server_that_is_down_and_back(tmp_path: Path) -> None:
+    with Bridge(tmp_path) as bridge:
+        connection = Connection(bridge.dsn)
+        schema.migrate(connection)
+        rig = Rig(connection)
+        rig.writer.write([event("e1")])
+        bridge.kill()
+        with pytest.raises(StoreUnavailableError):
+            rig.writer.write([event("e2")])
+        with pytest.raises(StoreUnavailableError):
+            rig.check(Oracle([event("e1")]))
+        bridge.restart()
+        rig.check(Oracle([event("e1")]))
+        rig.writer.write([event("e2")])
+        rig.check(Oracle([event("e1"), event("e2")]))
+        connection.close()
+
+
+def test_group_commit_bounds_what_waits_and_recovers(rig: Rig, bridge: Bridge) -> None:
+    async def scenario() -> None:
+        commit = GroupCommit(rig.writer, StoreMetrics(CollectorRegistry()), max_waiting=10)
+        await commit.start()
+        bridge.fail("hang", 2, "marks")
+        held = [asyncio.create_task(commit.write([event(f"h{number}")])) for number in range(2)]
+        await asyncio.to_thread(bridge.wait_hanging, 1)
+        full = asyncio.create_task(commit.write([event(f"w{number}") for number in range(8)]))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError, match="waiting"):
+            await commit.write([event("too-many")])
+        await asyncio.to_thread(bridge.reset, land=True)
+        await asyncio.gather(*held, full, return_exceptions=True)
+        await commit.write([event("after")])
+        await commit.stop()
+        with pytest.raises(StoreUnavailableError, match="stopping"):
+            await commit.write([event("late")])
+
+    asyncio.run(scenario())
+    rig.upkeep.settle()
+    assert rig.queries.agents(TenantId("org-a"), NOW.date()) is not None  # the store answers again
+
+
+def test_a_committer_that_died_or_hangs_is_told_at_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, bridge: Bridge
+) -> None:
+    def die(_: GroupCommit) -> None:
+        raise RuntimeError("a defect")
+
+    async def scenario() -> None:
+        commit = GroupCommit(rig.writer, StoreMetrics(CollectorRegistry()))
+        await commit.start()
+        await commit.write([event("e1")])
+        commit.check()
+        bridge.fail("hang", 1, "events")
+        hanging = asyncio.create_task(commit.write([event("e2")]))
+        await asyncio.to_thread(bridge.wait_hanging, 1)
+        commit.check()
+        monkeypatch.setattr("clickhouse.commit.STUCK_SECONDS", 0.0)
+        with pytest.raises(StoreUnavailableError, match="under way"):
+            commit.check()
+        await asyncio.to_thread(bridge.reset, land=True)
+        await hanging
+        commit.check()
+        monkeypatch.setattr(GroupCommit, "_take", die)
+        with pytest.raises(StoreUnavailableError, match="committer"):
+            await commit.write([event("e3")])
+        with pytest.raises(StoreUnavailableError, match="committer"):
+            commit.check()
+        with pytest.raises(StoreUnavailableError, match="committer"):
+            await commit.write([event("e4")])
+        await commit.stop()
+
+    asyncio.run(scenario())
+
+
+def test_four_writers_on_one_server_converge(server_store: Connection, bridge: Bridge) -> None:
+    bridge.reset()
+    empty(server_store)
+    stores = [Connection(bridge.dsn_of("analytics")) for _ in range(4)]
+    rigs = [Rig(connection, clock=time.time, skew_seconds=0.05) for connection in stores]
+    batches = [
+        [
+            [event(f"{number}-{step}-{i}", ("org-a", "org-b")[i % 2], hours_ago=i % 5) for i in range(10)]
+            + [event(f"shared-{step}-{i}", hours_ago=i % 3) for i in range(5)]
+            for step in range(10)
+        ]
+        for number in range(4)
+    ]
+    failures: list[BaseException] = []
+
+    def work(rig: Rig, own: list[list[Event]]) -> None:
+        try:
+            for batch in own:
+                rig.writer.write(batch)
+                rig.upkeep.settle()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(rigs, batches, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    oracle = Oracle(one for own in batches for batch in own for one in batch)
+    for rig in rigs:
+        rig.check(oracle)
+    assert rigs[0].connection.rows("SELECT count() FROM marks") == [(0,)]
+    assert verify(rigs[0].connection).differences == []
+    for connection in stores:
+        connection.close()
+
+
+def test_the_wrong_password_is_a_setting_and_is_not_repeated(bridge: Bridge) -> None:
+    dsn = bridge.dsn.replace(":secret@", ":a-wrong-password@")
+    with pytest.raises(StoreSetupError) as raised:
+        Connection(dsn)
+    assert "a-wrong-password" not in str(raised.value)
+    assert "--dsn" in str(raised.value)
+
+
+def test_a_server_without_the_schema_is_not_ready(tmp_path: Path) -> None:
+    with Bridge(tmp_path) as bridge:
+        connection = Connection(bridge.dsn)
+        with pytest.raises(StoreError):
+            schema.check(connection)
+        schema.migrate(connection)
+        schema.check(connection)
+        connection.close()
+
+
+def test_a_migration_interrupted_after_any_statement_is_finished_by_the_next(tmp_path: Path) -> None:
+    statements = [statement for migration in schema.migrations() for statement in migration.statements]
+    with Bridge(tmp_path) as bridge:
+        for done in range(len(statements)):
+            connection = Connection(bridge.dsn_of(f"interrupted_{done}"))
+            for statement in statements[:done]:
+                connection.command(statement)
+            assert schema.migrate(connection)
+            schema.check(connection)
+            assert schema.migrate(connection) == []
+            connection.close()
+
+
+def test_the_engine_parses_the_schema_of_a_cluster(server_store: Connection) -> None:
+    for migration in schema.migrations():
+        for statement in migration.statements:
+            made = list(schema.ddl(statement, "my`cluster"))
+            assert len(made) == 2
+            for ddl in made:
+                formatted = server_store.rows("SELECT formatQuery({ddl:String})", {"ddl": ddl})[0][0]
+                assert "ON CLUSTER `my\\`cluster`" in formatted
+            assert "ReplicatedReplacingMergeTree(" in made[0] or "ReplicatedMergeTree(" in made[0] \
+                or "ReplicatedAggregatingMergeTree(" in made[0]  # fmt: skip
+            assert "sipHash64(tenant_id)" in made[1]

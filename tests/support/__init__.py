@@ -1,0 +1,1 @@
+"""What tests are made with: real parts as processes, the oracle, harnesses, hostile inputs."""
