@@ -26,13 +26,21 @@ from agentidp_analytics.dev_keys import DevKey, serve_key_set
 from agentidp_analytics.ingest_client import RemoteWriter
 from agentidp_analytics.logs import configure_logging
 from agentidp_analytics.options import option
-from agentidp_analytics.service import authority, in_background, require_free_addresses, running, until_signalled
+from agentidp_analytics.service import (
+    authority,
+    in_background,
+    require_free_addresses,
+    require_open_files,
+    running,
+    until_signalled,
+)
 from agentidp_analytics.settings import Settings, listen_options
 from clickhouse.errors import StoreError
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
+from exporter.runner import MAX_CONNECTIONS
 from query_api.auth.token_policy import TokenPolicy
-from query_api.settings import ApiSettings
+from query_api.settings import ApiSettings, Limits
 
 DEMO_DIRECTORY: Final = "demo-data"
 DEMO_MARKER: Final = "agentidp-analytics-demo"
@@ -58,6 +66,7 @@ def demo(
     """Serves a fresh store filled with 90 days of made-up events, and goes on with a few events a second."""
     configure_logging(log_format)
     logging.getLogger("query_api.access").setLevel(logging.WARNING)
+    require_open_files(MAX_CONNECTIONS + Limits().connections)
     require_free_addresses({"--listen": listen, "--metrics-listen": metrics_listen})
     with _demo_directory() as directory:
         key = DevKey.generate()

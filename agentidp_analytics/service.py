@@ -86,7 +86,7 @@ def require_free_addresses(addresses: Mapping[str, tuple[str, int]]) -> None:
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[None]:
     """Serves as `settings` say until the block is left; then drains: requests are finished, their events stored."""
-    _require_open_files(settings)
+    require_open_files(MAX_CONNECTIONS + (settings.api.limits.connections if settings.tokens else 0))
     registry = CollectorRegistry()
     for collector in (ProcessCollector, PlatformCollector, GCCollector):
         collector(registry=registry)
@@ -110,12 +110,11 @@ async def running(settings: Settings) -> AsyncIterator[None]:
         yield
 
 
-def _require_open_files(settings: Settings) -> None:
+def require_open_files(connections: int) -> None:
     """Raises the soft limit of open files to the hard one. Raises click.UsageError if that is too few.
 
     With too few, idle connections would take those that the store writes with.
     """
-    connections = MAX_CONNECTIONS + (settings.api.limits.connections if settings.tokens else 0)
     needed = connections + OTHER_FILES
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY and most < needed:

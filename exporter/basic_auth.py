@@ -15,8 +15,10 @@ from typing import Final
 
 import bcrypt
 
-# More checks waiting than this are turned away: at 60 ms each, the last would wait about a second.
-_MAX_WAITING: Final = 16
+from exporter.listening import origin_of
+
+# More checks of one address waiting than this are turned away. Few: each holds one of the exporter's connections.
+_MAX_WAITING: Final = 4
 
 # bcrypt reads 72 bytes; tools that make the hashes cut longer passwords there, so the check has to.
 _BCRYPT_BYTES: Final = 72
@@ -25,26 +27,28 @@ _BCRYPT_HASH: Final = re.compile(rb"\$2[aby]\$(?P<cost>0[4-9]|[12][0-9]|3[01])\$
 
 
 class TooManyChecksError(Exception):
-    """Too many unknown credentials are being checked; the same ones may be sent again after a second."""
+    """Too many unknown credentials of one address are being checked; the same may be sent again after a second."""
 
 
 class BasicAuth:
     """Checks credentials; remembers, as a keyed hash, the accepted ones of each user.
 
     bcrypt runs in one thread of its own: a flood of wrong passwords keeps one core busy, and neither the other
-    threads of the process nor those whose password was accepted before.
+    threads of the process nor those whose password was accepted before. Addresses take turns at it: others wait for
+    one check of the flooding address, not for all of them.
     """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._accepted: dict[str, bytes] = {}  # at most one entry for each user of the file
-        self._checks: dict[bytes, asyncio.Task[bool]] = {}
+        self._busy = False
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}  # by origin; the first one has the next turn
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exporter-bcrypt")
 
-    async def allows(self, authorization: str, users: Mapping[str, bytes]) -> bool:
+    async def allows(self, authorization: str, users: Mapping[str, bytes], address: str) -> bool:
         """Whether the value of an Authorization header names one of `users` (name -> bcrypt hash) and its password.
 
-        A wrong name takes as long as a wrong password. Raises TooManyChecksError.
+        A wrong name takes as long as a wrong password. `address` is the client's. Raises TooManyChecksError.
         """
         credentials = _parse(authorization)
         if credentials is None:
@@ -53,9 +57,15 @@ class BasicAuth:
         known = user in users
         hashed = users[user] if known else _decoy(users)
         verdict = self._verdict_key(user, password, hashed)
-        if known and hmac.compare_digest(self._accepted.get(user, b""), verdict):
+        if known and self._was_accepted(user, verdict):
             return True
-        matches = await self._matches(verdict, password, hashed)
+        await self._my_turn(origin_of(address))
+        try:
+            if known and self._was_accepted(user, verdict):  # by one who asked for the same meanwhile
+                return True
+            matches = await self._run_bcrypt(password, hashed)
+        finally:
+            self._next_turn()
         if matches and known:
             self._accepted[user] = verdict
         return matches and known
@@ -69,15 +79,37 @@ class BasicAuth:
         parts = (hashlib.sha256(part).digest() for part in (user.encode(), password, hashed))
         return hmac.digest(self._key, b"".join(parts), "sha256")
 
-    async def _matches(self, verdict: bytes, password: bytes, hashed: bytes) -> bool:
-        """Runs bcrypt once for all who ask for the same credentials meanwhile."""
-        check = self._checks.get(verdict)
-        if check is None:
-            if len(self._checks) >= _MAX_WAITING:
-                raise TooManyChecksError
-            check = self._checks[verdict] = asyncio.create_task(self._run_bcrypt(password, hashed))
-            check.add_done_callback(lambda _: self._checks.pop(verdict))
-        return await asyncio.shield(check)
+    def _was_accepted(self, user: str, verdict: bytes) -> bool:
+        return hmac.compare_digest(self._accepted.get(user, b""), verdict)
+
+    async def _my_turn(self, origin: str) -> None:
+        """Returns when bcrypt is free for this caller, who must call `_next_turn` afterwards."""
+        if not self._busy:
+            self._busy = True
+            return
+        turns = self._waiting.setdefault(origin, [])
+        if len(turns) >= _MAX_WAITING:
+            raise TooManyChecksError
+        turn = asyncio.get_running_loop().create_future()
+        turns.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it had just been given the turn
+                self._next_turn()
+            raise
+
+    def _next_turn(self) -> None:
+        """Gives the turn to the next origin, which then goes to the end of the line."""
+        while self._waiting:
+            origin = next(iter(self._waiting))
+            turns = [turn for turn in self._waiting.pop(origin) if not turn.done()]
+            if turns[1:]:
+                self._waiting[origin] = turns[1:]
+            if turns:
+                turns[0].set_result(None)
+                return
+        self._busy = False
 
     async def _run_bcrypt(self, password: bytes, hashed: bytes) -> bool:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from exporter.listening import listen
+from exporter.listening import first_to_go, listen, origin_of
 
 _logger = logging.getLogger(__name__)
 
@@ -75,17 +75,20 @@ class _QuietServer(web.Server):
     def __call__(self) -> web.RequestHandler:
         return _QuietHandler(self, loop=self._loop, **self._kwargs)
 
-    def make_room(self) -> bool:
-        """Closes an idle connection for a new one; False if none is idle."""
-        idle = [made for made in self.connections if isinstance(made, _QuietHandler) and made.is_idle]
-        if not idle:
-            return False
-        min(idle, key=_QuietHandler.patience).give_up()
-        return True
+    def make_room(self, newcomer: str) -> bool:
+        """Closes a connection for one of the origin `newcomer`; False if none gives way."""
+        found = first_to_go(cast("list[_QuietHandler]", self.connections), newcomer)
+        if found is not None:
+            found.give_up()
+        return found is not None
 
 
 class _QuietHandler(web.RequestHandler):
-    __slots__ = ()
+    __slots__ = ("origin",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.origin = origin_of(str((self.peername or ("",))[0]))
 
     @property
     def is_idle(self) -> bool:
@@ -93,9 +96,10 @@ class _QuietHandler(web.RequestHandler):
         waits = self._waiter is not None and not self._waiter.done()
         return waits and self.transport is not None and not self.transport.is_closing()
 
-    def patience(self) -> tuple[bool, float]:
-        """Lowest for the one to close first: one that never sent a request, then the longest idle."""
-        return self._request_count > 0, self._next_keepalive_close_time
+    @property
+    def idle_until(self) -> float:
+        """When it is closed for being idle."""
+        return self._next_keepalive_close_time
 
     def give_up(self) -> None:
         """Closes at once. Not close(): that would wait for ever to send what this client does not take."""

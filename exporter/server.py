@@ -40,8 +40,6 @@ _LANDING_PAGE: Final = """<!DOCTYPE html>
 </html>
 """
 
-_SETTINGS: Final = web.RequestKey("settings", WebSettings)
-
 
 def build_app(
     refresher: Refresher | None, registry: CollectorRegistry, web_config: WebConfig | None = None
@@ -56,7 +54,7 @@ def build_app(
     pages = _Pages(refresher, registry, web_config)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", pages.answer, expect_handler=_ignore_expectation)
-    app.on_response_prepare.append(_add_headers)
+    app.on_response_prepare.append(_leave_out_versions)
     app.cleanup_ctx.append(pages.lifetime)
     return app
 
@@ -87,7 +85,7 @@ class _Pages:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Every request comes here: credentials are asked for before anything else is told."""
-        settings = request[_SETTINGS] = self._web_config.settings() if self._web_config else WebSettings()
+        settings = self._web_config.settings() if self._web_config else WebSettings()
         if settings.users:
             refusal = await self._check_credentials(request, settings)
             if refusal is not None:
@@ -102,7 +100,7 @@ class _Pages:
     async def _check_credentials(self, request: web.Request, settings: WebSettings) -> web.Response | None:
         headers = request.headers.getall(hdrs.AUTHORIZATION, [])
         try:
-            if len(headers) == 1 and await self._basic_auth.allows(headers[0], settings.users):
+            if len(headers) == 1 and await self._basic_auth.allows(headers[0], settings.users, request.remote or ""):
                 return None
         except TooManyChecksError:
             return self._busy()
@@ -178,8 +176,5 @@ async def _ignore_expectation(_: web.Request) -> None:
     """aiohttp would repeat an unknown Expect header in its answer; no request here has a body worth waiting for."""
 
 
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+async def _leave_out_versions(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.pop(hdrs.SERVER, None)  # names the versions of what this is made of
-    settings = request.get(_SETTINGS)
-    if settings is not None:
-        response.headers.update(settings.headers)

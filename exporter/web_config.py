@@ -93,7 +93,7 @@ def _stamp(path: Path) -> _Stamp:
 def _server_context(tls: TlsSettings, path: Path) -> ssl.SSLContext:
     """Raises WebConfigError, naming `path` and the key, if a file cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version, context.maximum_version = tls.min_version, tls.max_version
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(tls.cert_file, tls.key_file, _refuse_password)

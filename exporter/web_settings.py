@@ -6,43 +6,37 @@ Format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-conf
 from __future__ import annotations
 
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import yaml
 
 from exporter.basic_auth import bcrypt_cost
 
-_Choice = TypeVar("_Choice")
-
 # One check takes 4 s at cost 16 and twice that at the next; Prometheus gives a scrape 10 s.
 _MAX_BCRYPT_COST: Final = 16
 
-_TLS_VERSIONS: Final = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH_TYPES: Final = {
     "NoClientCert": ssl.CERT_NONE,
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
-_HEADERS: Final[Mapping[str, Collection[str]]] = {  # name -> the values it may have; none: any
-    "Content-Security-Policy": (),
-    "Strict-Transport-Security": (),
-    "X-Content-Type-Options": ("nosniff",),
-    "X-Frame-Options": ("deny", "sameorigin"),
-    "X-XSS-Protection": (),
-}
 # Keys of the format that are refused with a way out: ignoring one would protect less than its file asks for.
+_TLS_CHOICE: Final = "remove it: TLS 1.2 and 1.3 are spoken, with OpenSSL's own choice of ciphers"
 _UNSUPPORTED: Final = {
     "rate_limit": "limit requests in a proxy in front of the exporter",
+    "http_server_config": "remove it; if headers are wanted, let a proxy add them",
     "tls_server_config.cert": "put the certificate into a file and name it in cert_file",
     "tls_server_config.key": "put the key into a file and name it in key_file",
     "tls_server_config.client_ca": "put the certificates into a file and name it in client_ca_file",
     "tls_server_config.client_allowed_sans": "name a CA that signs only the scrapers in client_ca_file",
-    "tls_server_config.cipher_suites": "remove it: OpenSSL's own choice is used",
-    "tls_server_config.prefer_server_cipher_suites": "remove it: OpenSSL's own choice is used",
-    "tls_server_config.curve_preferences": "remove it: OpenSSL's own choice is used",
+    "tls_server_config.min_version": _TLS_CHOICE,
+    "tls_server_config.max_version": _TLS_CHOICE,
+    "tls_server_config.cipher_suites": _TLS_CHOICE,
+    "tls_server_config.prefer_server_cipher_suites": _TLS_CHOICE,
+    "tls_server_config.curve_preferences": _TLS_CHOICE,
 }
 
 
@@ -58,8 +52,6 @@ class TlsSettings:
     key_file: Path
     client_ca_file: Path | None
     client_auth: ssl.VerifyMode
-    min_version: ssl.TLSVersion
-    max_version: ssl.TLSVersion
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -73,23 +65,17 @@ class WebSettings:
     """What a web configuration file says."""
 
     tls: TlsSettings | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
     users: Mapping[str, bytes] = field(default_factory=dict)  # name -> bcrypt hash; empty: no authentication
 
 
 def read_web_settings(path: Path) -> WebSettings:
     """Reads the file. Raises WebConfigError if it cannot be read or says anything that is not understood."""
     root = _Section(path, "", _load(path))
-    root.only("tls_server_config", "http_server_config", "basic_auth_users")
+    root.only("tls_server_config", "basic_auth_users")
     tls = root.section("tls_server_config")
-    http = root.section("http_server_config")
-    http.only("headers", "http2")
-    http.choice("http2", {"true": True, "false": False}, "true")  # accepted either way: clients settle for HTTP/1.1
-    headers = http.section("headers")
     users = root.section("basic_auth_users")
     return WebSettings(
         tls=_tls_settings(tls) if tls.names else None,
-        headers={name: value for name in headers.names if (value := _header_value(headers, name))},
         users={name: _bcrypt_hash(users, name) for name in users.names},
     )
 
@@ -120,12 +106,6 @@ class _Section:
             raise self.error(key, "must be a single value")
         return value
 
-    def choice(self, key: str, choices: Mapping[str, _Choice], default: str) -> _Choice:
-        value = self.text(key) or default
-        if value not in choices:
-            raise self.error(key, f"{value!r} must be one of {', '.join(choices)}")
-        return choices[value]
-
     def only(self, *known: str) -> None:
         """Refuses any other key: a misspelt one would silently protect nothing."""
         for key in self._content:
@@ -142,17 +122,16 @@ class _Section:
 
 
 def _tls_settings(section: _Section) -> TlsSettings:
-    section.only("cert_file", "key_file", "client_auth_type", "client_ca_file", "min_version", "max_version")
+    section.only("cert_file", "key_file", "client_auth_type", "client_ca_file")
+    client_auth = section.text("client_auth_type") or "NoClientCert"
+    if client_auth not in _CLIENT_AUTH_TYPES:
+        raise section.error("client_auth_type", f"{client_auth!r} must be one of {', '.join(_CLIENT_AUTH_TYPES)}")
     settings = TlsSettings(
         cert_file=_path(section, "cert_file"),
         key_file=_path(section, "key_file"),
         client_ca_file=_path(section, "client_ca_file") if section.text("client_ca_file") else None,
-        client_auth=section.choice("client_auth_type", _CLIENT_AUTH_TYPES, "NoClientCert"),
-        min_version=section.choice("min_version", _TLS_VERSIONS, "TLS12"),
-        max_version=section.choice("max_version", _TLS_VERSIONS, "TLS13"),
+        client_auth=_CLIENT_AUTH_TYPES[client_auth],
     )
-    if settings.min_version > settings.max_version:
-        raise section.error("min_version", "is above max_version; no client could connect")
     if settings.client_auth is ssl.CERT_NONE and settings.client_ca_file is not None:
         raise section.error("client_ca_file", "needs client_auth_type RequireAndVerifyClientCert to have an effect")
     if settings.client_auth is not ssl.CERT_NONE and settings.client_ca_file is None:
@@ -166,17 +145,6 @@ def _path(section: _Section, key: str) -> Path:
     if not value:
         raise section.error(key, "is missing; TLS needs cert_file and key_file")
     return section.file.parent / value
-
-
-def _header_value(section: _Section, name: str) -> str:
-    if name not in _HEADERS:
-        raise section.error(name, f"cannot be set; these can: {', '.join(_HEADERS)}")
-    value = section.text(name)
-    if any(not character.isprintable() for character in value):
-        raise section.error(name, "must be one line of printable characters")
-    if value and _HEADERS[name] and value not in _HEADERS[name]:
-        raise section.error(name, f"{value!r} must be one of {', '.join(_HEADERS[name])}")
-    return value
 
 
 def _bcrypt_hash(section: _Section, user: str) -> bytes:

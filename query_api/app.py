@@ -58,6 +58,7 @@ class Api:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        metrics.serves(routes)
         metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -120,10 +121,10 @@ class Api:
             return await self._handler(call, route)(call)
         except ApiError as error:
             if error.code in ("UNAUTHORIZED", "FORBIDDEN"):
-                self.metrics.auth_failures.labels(error.reason or "other").inc()
+                self.metrics.refused(error.reason)
             return _refused(call, error)
         except AuthError as error:
-            self.metrics.auth_failures.labels(error.reason.value).inc()
+            self.metrics.refused(error.reason)
             return _refused(call, ApiError(error.code, error.message, headers=error.headers, reason=error.reason.value))
         except StoreUnavailableError as error:
             logger.warning("the store is unavailable: %s", error, extra={"fields": {"request_id": call.request_id}})

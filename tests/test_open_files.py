@@ -55,6 +55,20 @@ def test_idle_connections_to_both_listeners_stop_nothing(tmp_path: Path) -> None
         assert service.value("agentidp_analytics_http_connections_refused_total") >= Limits().connections
 
 
+def test_the_listeners_go_on_after_a_time_without_file_descriptors(tmp_path: Path) -> None:
+    with Service(tmp_path, "--refresh-interval", "1s", "--zero-hold", "0s") as service:
+        works(service, 1)
+        usual = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (10, usual[1]))
+        ports = (service.port, service.metrics_port)
+        waiting = [socket.create_connection(("127.0.0.1", port)) for port in ports]
+        wait_for(lambda: service.log().count("out of system resource") >= len(ports), 30, service.log)
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, usual)
+        works(service, 2)
+        for connection in waiting:
+            connection.close()
+
+
 def test_too_few_open_files_stop_the_start_before_there_is_a_store(tmp_path: Path) -> None:
     service = Service(tmp_path, open_files=f"{NEEDED - 1}:{NEEDED - 1}")
     service.start(wait=False)

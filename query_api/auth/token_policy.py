@@ -1,4 +1,4 @@
-"""The token policy: what a token must be to be accepted, as the command line gives it. The one place of its defaults."""
+"""The token policy: what a token must be to be accepted, and the one place of its defaults."""
 
 from __future__ import annotations
 

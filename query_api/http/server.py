@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from yarl import URL
 
-from query_api.http.listening import listen
+from query_api.http.listening import first_to_go, listen, origin_of
 from query_api.http.tls import ServerCertificate
 from query_api.settings import ApiSettings
 
@@ -61,15 +61,20 @@ class _Connection(web.RequestHandler):
         self._api = api
         self._settings = settings
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.origin = origin_of(str((self.peername or ("",))[0]))
+
     @property
     def is_idle(self) -> bool:
         """Whether it waits for a request or the rest of its headers."""
         waits = self._waiter is not None and not self._waiter.done()
         return waits and self.transport is not None and not self.transport.is_closing()
 
-    def patience(self) -> tuple[bool, float]:
-        """Lowest for the one to close first: one that never sent a request, then the longest idle."""
-        return self._request_count > 0, self._next_keepalive_close_time
+    @property
+    def idle_until(self) -> float:
+        """When it is closed for being idle."""
+        return self._next_keepalive_close_time
 
     def give_up(self) -> None:
         """Closes at once. Not close(): that would wait for ever to send what this client does not take."""
@@ -116,14 +121,13 @@ class _HttpServer(web.Server):
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._api, self._settings)
 
-    def make_room(self) -> bool:
-        """Closes an idle connection for a new one; False if none is idle. One of both is lost, so it is counted."""
+    def make_room(self, newcomer: str) -> bool:
+        """Closes a connection for one of the origin `newcomer`, or says False. Either way one is lost: counted."""
         self._api.connection_refused()
-        idle = [made for made in self.connections if isinstance(made, _Connection) and made.is_idle]
-        if not idle:
-            return False
-        min(idle, key=_Connection.patience).give_up()
-        return True
+        found = first_to_go(cast("list[_Connection]", self.connections), newcomer)
+        if found is not None:
+            found.give_up()
+        return found is not None
 
 
 def _request(

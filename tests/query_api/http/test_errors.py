@@ -193,29 +193,35 @@ HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 def test_beyond_the_limit_of_connections_idle_ones_give_way(embedded_store: Connection, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with serving(embedded_store, tmp_path, limits=Limits(connections=2)) as api:
+        async with serving(embedded_store, tmp_path, limits=Limits(connections=3)) as api:
 
             async def asks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
                 writer.write(HEALTH)
                 return (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
 
-            used = await asyncio.open_connection("127.0.0.1", api.port)
-            assert await asks(*used)
-            silent = await asyncio.open_connection("127.0.0.1", api.port)
-            silent[1].write(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
-            await silent[1].drain()
-            third = await asyncio.open_connection("127.0.0.1", api.port)
-            with contextlib.suppress(ConnectionResetError):
-                assert await silent[0].read() == b"", "one without a whole request goes before one that had an answer"
+            async def connected(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                opened = await asyncio.open_connection("127.0.0.1", api.port, local_addr=(address, 0))
+                assert await asks(*opened)
+                return opened
+
+            async def is_closed(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> bool:
+                try:
+                    return await reader.read() == b""
+                except ConnectionResetError:
+                    return True
+
+            other = await connected("127.0.0.2")
+            first, second = await connected("127.0.0.1"), await connected("127.0.0.1")
+            second[1].write(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+            third = await connected("127.0.0.1")
+            assert await is_closed(*first), "the longest idle one of the address with most"
+            fourth = await connected("127.0.0.1")
+            assert await is_closed(*second), "a request without all of its headers is idle"
+            assert await asks(*other)
             assert await asks(*third)
-            assert await asks(*used)
-            fourth = await asyncio.open_connection("127.0.0.1", api.port)
-            with contextlib.suppress(ConnectionResetError):
-                assert await third[0].read() == b"", "then the one that is idle for longest"
             assert await asks(*fourth)
-            assert await asks(*used)
             assert api.metric("http_connections_refused_total") == 2
-            for _, writer in (used, silent, third, fourth):
+            for _, writer in (other, first, second, third, fourth):
                 writer.close()
 
     run(scenario())
