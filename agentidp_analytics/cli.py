@@ -49,7 +49,7 @@ async def _serve(settings: Settings) -> None:
 
 
 def _warn_if_open(settings: Settings, *, behind_proxy: bool) -> None:
-    listeners = [("--metrics-listen", settings.metrics_listen[0], bool(settings.web_config_file) or behind_proxy)]
+    listeners = [("--metrics-listen", settings.exporter.host, bool(settings.exporter.web_config_file) or behind_proxy)]
     if settings.only != "exporter":
         listeners.append(("--listen", settings.api.host, bool(settings.api.tls_cert) or behind_proxy))
     for name, host, is_protected in listeners:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from prometheus_client import CollectorRegistry
@@ -34,7 +34,7 @@ from agentidp_analytics.service import (
     running,
     until_signalled,
 )
-from agentidp_analytics.settings import Settings, listen_options
+from agentidp_analytics.settings import Settings, exporter_settings, listen_options
 from clickhouse.errors import StoreError
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
@@ -55,19 +55,13 @@ DEMO_AUDIENCE: Final = "https://analytics.example/api"
     type=click.Choice(["json", "text"]),
     help="Of the structured logs on stderr.  [default: text on a terminal, else json]",
 )
-def demo(
-    listen: tuple[str, int],
-    metrics_listen: tuple[str, int],
-    refresh_interval: float,
-    max_tenants: int,
-    zero_hold: float,
-    log_format: str | None,
-) -> None:
+def demo(**values: Any) -> None:
     """Serves a fresh store filled with 90 days of made-up events, and goes on with a few events a second."""
-    configure_logging(log_format)
+    configure_logging(values["log_format"])
     logging.getLogger("query_api.access").setLevel(logging.WARNING)
     require_open_files(MAX_CONNECTIONS + Limits().connections)
-    require_free_addresses({"--listen": listen, "--metrics-listen": metrics_listen})
+    host, port = values["listen"]
+    require_free_addresses({"--listen": (host, port), "--metrics-listen": values["metrics_listen"]})
     with _demo_directory() as directory:
         key = DevKey.generate()
         key.save(directory / "signing-key.pem")
@@ -77,12 +71,9 @@ def demo(
         token_file.write_text(ingest_token + "\n")
         settings = Settings(
             dsn=f"chdb://{directory / 'store'}",
-            api=ApiSettings(host=listen[0], port=listen[1], ingest_token_file=token_file),
+            api=ApiSettings(host=host, port=port, ingest_token_file=token_file),
             tokens=None,
-            metrics_listen=metrics_listen,
-            refresh_interval=refresh_interval,
-            max_tenants=max_tenants,
-            zero_hold=zero_hold,
+            exporter=exporter_settings(values),
         )
         asyncio.run(_demo(settings, key, ingest_token))
 
@@ -125,7 +116,7 @@ async def _demo(settings: Settings, key: DevKey, ingest_token: str) -> None:
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         jwks_url = await stack.enter_async_context(serve_key_set(key))
-        with Store(settings.dsn, None, CollectorRegistry()) as store:
+        with Store.open(settings.dsn, None, CollectorRegistry()) as store:
             events = await asyncio.to_thread(fill, store, fleet)
         tokens = TokenPolicy(issuers=(DEMO_ISSUER,), audiences=frozenset({DEMO_AUDIENCE}), jwks_urls=(jwks_url,))
         await stack.enter_async_context(running(replace(settings, tokens=tokens)))
@@ -156,7 +147,7 @@ def _command() -> str:
 
 def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
     api = f"http://{authority(settings.api.host, settings.api.port)}"
-    exporter = authority(*settings.metrics_listen)
+    exporter = authority(settings.exporter.host, settings.exporter.port)
     token = key.token(
         TenantId(fleet.looping_tenant),
         issuer=DEMO_ISSUER,

@@ -8,7 +8,6 @@ import logging
 import resource
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,12 +18,9 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from agentidp_analytics.settings import Settings
 from clickhouse.commit import GroupCommit
-from clickhouse.counters_file import CountersFile
 from clickhouse.daily import DailyRound
 from clickhouse.errors import StoreError
-from clickhouse.queries import Queries
 from clickhouse.store import Store
-from clickhouse.totals import Totals
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
 from exporter.runner import MAX_CONNECTIONS, ExporterRunner
@@ -61,7 +57,7 @@ class Files:
         return cls(
             sources=SourceTokens(api.ingest_token_file) if api.ingest_token_file else None,
             certificate=ServerCertificate(api.tls_cert, api.tls_key) if api.tls_cert and api.tls_key else None,
-            web_config=WebConfig(settings.web_config_file) if settings.web_config_file else None,
+            web_config=WebConfig(settings.exporter.web_config_file) if settings.exporter.web_config_file else None,
         )
 
 
@@ -93,7 +89,7 @@ async def running(settings: Settings) -> AsyncIterator[None]:
     # Before the store: a wrong setting must not leave a new store behind.
     files = Files.read(settings)
     listen = {} if settings.only == "exporter" else {"--listen": (settings.api.host, settings.api.port)}
-    require_free_addresses({**listen, "--metrics-listen": settings.metrics_listen})
+    require_free_addresses({**listen, "--metrics-listen": (settings.exporter.host, settings.exporter.port)})
     async with contextlib.AsyncExitStack() as stack:
         verifier = None
         if settings.tokens is not None:
@@ -103,7 +99,7 @@ async def running(settings: Settings) -> AsyncIterator[None]:
                 raise click.UsageError(str(error)) from error
         # An exporter of its own neither writes nor recounts: metrics of that would be zeros that look like silence.
         store_registry = registry if verifier is not None else CollectorRegistry()
-        store = stack.enter_context(await asyncio.to_thread(Store, settings.dsn, settings.cluster, store_registry))
+        store = stack.enter_context(await asyncio.to_thread(Store.open, settings.dsn, settings.cluster, store_registry))
         if verifier is not None:
             await _start_api(settings, files, store, verifier, registry, stack)
         await _start_exporter(settings, files.web_config, store, registry, stack)
@@ -142,7 +138,7 @@ async def _start_api(
         settings.api,
         sources=files.sources,
         verifier=verifier,
-        questions=Queries(store.connection, settings.api.query_seconds),
+        questions=store.queries(settings.api.query_seconds),
         inlet=commit,
         readiness=Ready((store, commit)),
         registry=registry,
@@ -155,15 +151,7 @@ async def _start_api(
         raise click.UsageError(f"--listen {settings.api.host}:{settings.api.port}: {error.strerror}") from error
     scheme = "https" if settings.api.tls_cert else "http"
     logger.info("query API and ingest at %s://%s", scheme, authority(settings.api.host, port))
-    daily = DailyRound(
-        store.connection,
-        store.upkeep,
-        store.removal,
-        store.metrics,
-        retention_days=settings.retention_days,
-        clock=time.time,
-    )
-    in_background(stack, _every_day(daily))
+    in_background(stack, _every_day(store.daily(settings.retention_days)))
 
 
 class Ready(NamedTuple):
@@ -184,18 +172,18 @@ async def _start_exporter(
     registry: CollectorRegistry,
     stack: contextlib.AsyncExitStack,
 ) -> None:
-    host, port = settings.metrics_listen
+    exporter = settings.exporter
+    host, port = exporter.host, exporter.port
     if settings.only == "api":
         app = build_exporter(None, registry, web_config)
     else:
-        path = store.connection.counters_file
         refresher = Refresher(
-            Totals(store.connection, counters_file=CountersFile(path) if path else None),
+            store.totals(),
             ExporterMetrics(registry, VERSION),
-            interval=settings.refresh_interval,
-            max_age=max(300.0, settings.refresh_interval),
-            zero_hold=settings.zero_hold,
-            max_tenants=settings.max_tenants,
+            interval=exporter.refresh_interval,
+            max_age=exporter.max_age,
+            zero_hold=exporter.zero_hold,
+            max_tenants=exporter.max_tenants,
         )
         app = build_exporter(refresher, registry, web_config)
     runner = ExporterRunner(app)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
 from agentidp_analytics.options import EXISTING_FILE, Address, Duration, PerSecond, option, options, store_options
+from exporter.settings import ExporterSettings
 from query_api.auth.token_policy import TokenPolicy
 from query_api.settings import ApiSettings, Limits, Rate
 
 # fmt: off
 listen_options = options(
-    option("--listen", type=Address(), default="127.0.0.1:3000", show_default=True, help="Query API and ingest."),
-    option("--metrics-listen", type=Address(), default="127.0.0.1:9464", show_default=True, help="Exporter."),
-    option("--refresh-interval", type=Duration(0.1), default="5s", show_default=True,
-           help="Of the exporter's snapshot."),
-    option("--max-tenants", type=click.IntRange(1, 10_000_000), default=10_000, show_default=True,
+    option("--listen", type=Address(), default=f"{ApiSettings.host}:{ApiSettings.port}", show_default=True,
+           help="Query API and ingest."),
+    option("--metrics-listen", type=Address(), default=f"{ExporterSettings.host}:{ExporterSettings.port}",
+           show_default=True, help="Exporter."),
+    option("--refresh-interval", type=Duration(0.1), default=f"{ExporterSettings.refresh_interval:g}s",
+           show_default=True, help="Of the exporter's snapshot."),
+    option("--max-tenants", type=click.IntRange(1, 10_000_000), default=ExporterSettings.max_tenants, show_default=True,
            help="Tenants with series of their own; the rest is summed as _other."),
-    option("--zero-hold", type=Duration(), default="15s", show_default=True,
+    option("--zero-hold", type=Duration(), default=f"{ExporterSettings.zero_hold:g}s", show_default=True,
            help="How long a new tenant's counters stay at 0 after a scrape first saw them: one scrape interval."),
 )
 serve_options = options(
@@ -66,12 +68,8 @@ class Settings:
     only: str | None = None
     api: ApiSettings
     tokens: TokenPolicy | None  # None: no query API in this process
-    metrics_listen: tuple[str, int] = ("127.0.0.1", 9464)
-    refresh_interval: float = 5.0
-    max_tenants: int = 10_000
-    zero_hold: float = 15.0
+    exporter: ExporterSettings
     retention_days: int | None = None
-    web_config_file: Path | None = None
 
 
 def settings_from(values: dict[str, Any]) -> Settings:
@@ -107,12 +105,20 @@ def settings_from(values: dict[str, Any]) -> Settings:
         only=values["only"],
         api=api,
         tokens=tokens,
-        metrics_listen=values["metrics_listen"],
+        exporter=exporter_settings(values),
+        retention_days=values["retention_days"],
+    )
+
+
+def exporter_settings(values: dict[str, Any]) -> ExporterSettings:
+    """The exporter's part of the options of `serve` or `demo`."""
+    return ExporterSettings(
+        host=values["metrics_listen"][0],
+        port=values["metrics_listen"][1],
         refresh_interval=values["refresh_interval"],
         max_tenants=values["max_tenants"],
         zero_hold=values["zero_hold"],
-        retention_days=values["retention_days"],
-        web_config_file=values["web_config_file"],
+        web_config_file=values.get("web_config_file"),
     )
 
 

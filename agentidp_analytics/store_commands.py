@@ -70,7 +70,7 @@ def ingest(
         store = None
         after_batch: Callable[[], None] = lambda: None  # noqa: E731
         if url is None:
-            store = stack.enter_context(Store(dsn, cluster, CollectorRegistry()))
+            store = stack.enter_context(Store.open(dsn, cluster, CollectorRegistry()))
             store.upkeep.repair()
             store.removal.resume()
             write, after_batch = store.writer.write, store.upkeep.settle_if_behind
@@ -116,7 +116,7 @@ def _opened(rejects: Path) -> IO[str]:
 @store_options
 def export_command(dsn: str, cluster: str | None) -> None:
     """Writes every event as NDJSON to standard output, for `ingest` elsewhere."""
-    with Store(dsn, cluster, CollectorRegistry(), create=False) as store:
+    with Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
         for lines in export(store.connection):
             sys.stdout.buffer.write(lines)
 
@@ -132,7 +132,7 @@ def verify_command(
     until: datetime | None,
 ) -> None:
     """Recounts raw events against the rollups and the exporter's totals; exit 1 and a table when they differ."""
-    with Progress() as progress, Store(dsn, cluster, CollectorRegistry(), create=False) as store:
+    with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
         store.upkeep.repair()
         store.removal.resume()
         report = verify(
@@ -173,7 +173,7 @@ def _print_report(report: Report) -> None:
 def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run: bool) -> None:
     """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls. Exit 1 if there are none."""
     whose = tenant_option(tenant)
-    with Progress() as progress, Store(dsn, cluster, CollectorRegistry(), create=False) as store:
+    with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
         progress.say("rolling up ...")
         store.upkeep.repair()
         if dry_run:

@@ -67,7 +67,7 @@ def main() -> None:
             service.start()
             print(f"ready after kill -9: {time.monotonic() - started:.1f} s")
             assert service.get("/api/v1/analytics/tokens?days=1", "tenant-1")[0] == 200
-        with Store(dsn, None, CollectorRegistry()) as store:
+        with Store.open(dsn, None, CollectorRegistry()) as store:
             store.connection.command("OPTIMIZE TABLE events FINAL")
             for table, size in store.connection.rows(_SIZES):
                 print(f"{table} on disk, merged: {size / arguments.events:.1f} bytes an event")

@@ -28,7 +28,7 @@ def event(serial: str) -> Event:
 
 def one_by_one(dsn: str, seconds: float) -> float:
     """Events a second when each is written, durably, before the next one."""
-    with Store(dsn, None, CollectorRegistry()) as store:
+    with Store.open(dsn, None, CollectorRegistry()) as store:
         store.writer.write([event("warm-up")])
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:

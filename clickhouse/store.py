@@ -1,18 +1,24 @@
-"""The store: the store and what writes to it, put together once a process."""
+"""The store, put together once a process: for the service, the commands, tests and benches alike."""
 
 from __future__ import annotations
 
 import logging
-from typing import Final
+import time
+from collections.abc import Callable
+from typing import Final, Self
 
 from prometheus_client import CollectorRegistry
 
 from clickhouse import schema
 from clickhouse.connection import Connection
+from clickhouse.counters_file import CountersFile
+from clickhouse.daily import DailyRound
 from clickhouse.marks import Segments
 from clickhouse.metrics import StoreMetrics
+from clickhouse.queries import Queries
 from clickhouse.removal import Removal
 from clickhouse.rollups import Rollups
+from clickhouse.totals import Totals
 from clickhouse.upkeep import Upkeep
 from clickhouse.writer import Writer
 
@@ -23,30 +29,66 @@ SERVER_CLOCK_SKEW_SECONDS: Final = 2.0
 
 
 class Store:
-    """Everything that lives once in a process, whatever faces it has."""
+    """Everything that lives once in a process, whatever faces it has. `clock` gives Unix seconds."""
 
-    def __init__(self, dsn: str, cluster: str | None, registry: CollectorRegistry, *, create: bool = True) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        registry: CollectorRegistry,
+        *,
+        clock: Callable[[], float] = time.time,
+        skew_seconds: float | None = None,
+    ) -> None:
+        """`skew_seconds`: how far clocks of processes that share it may be apart; None: as the connection needs."""
+        if skew_seconds is None:
+            skew_seconds = 0.0 if connection.embedded else SERVER_CLOCK_SKEW_SECONDS
+        self._clock = clock
+        self.connection = connection
+        self.segments = Segments()
+        self.metrics = StoreMetrics(registry, self.segments.dirty_slots)
+        self.writer = Writer(connection, self.segments, clock=clock)
+        rollups = Rollups(connection, skew_seconds=skew_seconds)
+        self.upkeep = Upkeep(connection, self.segments, rollups, self.metrics, clock=clock)
+        self.removal = Removal(connection, self.writer, self.upkeep)
+
+    @classmethod
+    def open(cls, dsn: str, cluster: str | None, registry: CollectorRegistry, *, create: bool = True) -> Self:
         """Opens the store. The embedded one is made and migrated if `create`; a server must have its schema.
 
         Raises StoreError.
         """
         create = create and dsn.startswith("chdb:")
-        self.connection = Connection(dsn, cluster=cluster, create=create)
+        connection = Connection(dsn, cluster=cluster, create=create)
         if create:
-            applied = schema.migrate(self.connection)
+            applied = schema.migrate(connection)
             if applied:
-                logger.info("schema of %s brought to %s", self.connection.address, applied[-1])
+                logger.info("schema of %s brought to %s", connection.address, applied[-1])
         else:
-            schema.check(self.connection)
-        self.connection.hold()
-        segments = Segments()
-        self.metrics = StoreMetrics(registry, segments.dirty_slots)
-        self.writer = Writer(self.connection, segments)
-        rollups = Rollups(self.connection, skew_seconds=0.0 if self.connection.embedded else SERVER_CLOCK_SKEW_SECONDS)
-        self.upkeep = Upkeep(self.connection, segments, rollups, self.metrics)
-        self.removal = Removal(self.connection, self.writer, self.upkeep)
+            schema.check(connection)
+        connection.hold()
+        return cls(connection, registry)
 
-    def __enter__(self) -> Store:
+    def queries(self, seconds: float = 30.0) -> Queries:
+        """The tenant's questions; the engine ends a statement after `seconds`."""
+        return Queries(self.connection, seconds)
+
+    def totals(self) -> Totals:
+        """All tenants' figures, remembered beside an embedded store too. Raises StoreSetupError if that cannot be."""
+        path = self.connection.counters_file
+        return Totals(self.connection, clock=self._clock, counters_file=CountersFile(path) if path else None)
+
+    def daily(self, retention_days: int | None) -> DailyRound:
+        """What is done every night; `retention_days` None keeps all."""
+        return DailyRound(
+            self.connection,
+            self.upkeep,
+            self.removal,
+            self.metrics,
+            retention_days=retention_days,
+            clock=self._clock,
+        )
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

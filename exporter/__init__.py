@@ -4,6 +4,6 @@ refresher            reads all tenants every few seconds, records, renders
 counters             what is shown: no counter falls, a new one is 0 first, the rest is `_other`
 families, exposition the series, as bytes; snapshot is one rendered state
 server, runner       /metrics and its neighbours; with negotiation, listening, basic_auth, web_config, web_settings
-metrics              the exporter's own
+metrics, settings    the exporter's own
 rules                Prometheus recording rules and alerts
 """

@@ -13,6 +13,7 @@ from itertools import compress
 from typing import TypeVar
 
 from clickhouse.fleet import OTHER, Fleet
+from exporter.settings import ExporterSettings
 
 _Number = TypeVar("_Number", int, float)
 _Cell = TypeVar("_Cell", int, float, str)
@@ -45,7 +46,9 @@ class TenantCounters:
     restart leaves them where they were. All others are summed in `_other`.
     """
 
-    def __init__(self, *, max_tenants: int = 10_000, zero_hold: float = 15.0) -> None:
+    def __init__(
+        self, *, max_tenants: int = ExporterSettings.max_tenants, zero_hold: float = ExporterSettings.zero_hold
+    ) -> None:
         """`zero_hold`: seconds from the first scrape that carried a new tenant's 0 to its true value.
 
         Raises ValueError for a limit below 1 or a negative hold.

@@ -17,6 +17,7 @@ from clickhouse.fleet import OTHER, Fleet
 from exporter.counters import PublishedFleet, TenantCounters
 from exporter.exposition import Exposition
 from exporter.metrics import ExporterMetrics
+from exporter.settings import ExporterSettings
 from exporter.snapshot import Snapshot
 
 _logger = logging.getLogger(__name__)
@@ -45,10 +46,10 @@ class Refresher:
         source: FleetSource,
         metrics: ExporterMetrics,
         *,
-        interval: float = 5.0,
+        interval: float = ExporterSettings.refresh_interval,
         max_age: float = 300.0,
-        zero_hold: float = 15.0,
-        max_tenants: int = 10_000,
+        zero_hold: float = ExporterSettings.zero_hold,
+        max_tenants: int = ExporterSettings.max_tenants,
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:

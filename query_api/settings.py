@@ -39,7 +39,7 @@ class Limits:
     events_per_request: int = 50_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ApiSettings:
     """Settings of the query API and the ingest endpoint. All times are seconds."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -337,6 +338,23 @@ def test_the_changelog_has_the_version() -> None:
 
 def event(name: str) -> dict[str, Any]:
     return {"event_id": name, "tenant_id": "org-acme", "agent_id": "docs", "issued_at": time.time()}
+
+
+def test_the_paths_through_the_architecture_lead_somewhere() -> None:
+    named = re.findall(r"`([\w/]+\.py):(\w+)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert len(named) > 25
+    for path, name in named:
+        defined = {node.name for node in ast.parse((ROOT / path).read_text()).body if hasattr(node, "name")}
+        assert name in defined, (path, name)
+
+
+@pytest.mark.parametrize("room", ["agentidp_analytics", "clickhouse", "query_api", "exporter"])
+def test_the_map_of_a_room_names_every_module_in_it(room: str) -> None:
+    for package in (path.parent for path in (ROOT / room).rglob("__init__.py")):
+        told = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+        inside = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+        inside |= {path.parent.name for path in package.glob("*/__init__.py")}
+        assert {name for name in inside if not re.search(rf"\b{name}\b", told)} == set(), package
 
 
 def source(*folders: str) -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any
 import click
 import pytest
 
-from agentidp_analytics import cli, service, store_commands
+from agentidp_analytics import cli
 from agentidp_analytics.dev_keys import DevKey
 from agentidp_analytics.options import EXISTING_FILE, Address, Duration, PerSecond
 from clickhouse import schema
+from clickhouse.store import Store
 
 NUMBERS = ("", "-1", "1.5.0", "abc", "nan", "inf", "1e9", "0x10", "1_0", "+5", " 5", "５", "9" * 400)
 HOSTILE: dict[str, tuple[str, ...]] = {
@@ -99,8 +100,7 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("the call was not refused")
 
-    monkeypatch.setattr(service, "Store", opened)
-    monkeypatch.setattr(store_commands, "Store", opened)
+    monkeypatch.setattr(Store, "open", opened)
     monkeypatch.setattr(schema, "migrate", opened)
 
 

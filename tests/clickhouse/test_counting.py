@@ -102,9 +102,9 @@ def _check_at(now: datetime, rig: Rig, batches: list[list[Event]], settled: list
         oracle.add(batch)
         if settle:
             rig.upkeep.settle()
-    rig.check(oracle, now, [span])
+    rig.agree(oracle, now, [span])
     rig.upkeep.settle()
-    rig.check(oracle, now)
+    rig.agree(oracle, now)
     fleet = rig.shown()
     assert fleet.tenant_id == oracle.tenants()
     assert fleet.tokens_issued == [oracle.total(tenant) for tenant in fleet.tenant_id]

@@ -78,10 +78,10 @@ def test_no_profile_changes_an_answer(profile: dict[str, str], profiled: Bridge)
         rig = Rig(connection)
         events = [*spread(8), *spread(4, B), *(event(100 + i, hours_ago=i, outcome="failure") for i in range(3))]
         rig.writer.write(events)
-        rig.check(Oracle(events))
+        rig.agree(Oracle(events))
         rig.upkeep.settle()
         rig.writer.write(events)
-        rig.check(Oracle(events))
+        rig.agree(Oracle(events))
         assert rig.shown().tokens_issued == [8, 4]
 
 
@@ -108,9 +108,9 @@ def test_all_that_a_profile_can_do_at_once(profiled: Bridge) -> None:
         events = [*spread(40), *spread(30, B), *(event(1000 + i, hours_ago=i, outcome="failure") for i in range(5))]
         for _ in range(2):
             rig.writer.write(events)
-            rig.check(Oracle(events))
+            rig.agree(Oracle(events))
             rig.upkeep.settle()
-            rig.check(Oracle(events))
+            rig.agree(Oracle(events))
         assert rig.shown().tokens_issued == [40, 30]
         assert rig.shown().token_failures == [5, 0]
         exported = [json.loads(line) for part in export(connection) for line in part.splitlines()]
@@ -118,7 +118,7 @@ def test_all_that_a_profile_can_do_at_once(profiled: Bridge) -> None:
         rig.removal.retain(30, NOW)
         rig.removal.erase(TenantId(B), None, NOW)
         oldest = datetime(2026, 10, 25, tzinfo=UTC).timestamp() * 1000
-        rig.check(Oracle(one for one in events if one.tenant_id == A and one.issued_at >= oldest))
+        rig.agree(Oracle(one for one in events if one.tenant_id == A and one.issued_at >= oldest))
         assert rig.removal.resume() == 0
         assert verify(connection).differences == []
 

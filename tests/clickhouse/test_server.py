@@ -41,7 +41,7 @@ def test_a_failed_insert_is_told_and_the_next_one_works(rig: Rig, bridge: Bridge
     with pytest.raises(StoreUnavailableError):
         rig.writer.write([event("e1")])
     rig.writer.write([event("e1")])
-    rig.check(Oracle([event("e1")]))
+    rig.agree(Oracle([event("e1")]))
 
 
 @pytest.mark.parametrize("mode", ["after", "drop"])
@@ -51,11 +51,11 @@ def test_an_insert_whose_answer_is_lost_may_be_sent_again(rig: Rig, bridge: Brid
     try:
         rig.writer.write(events)
     except StoreUnavailableError:
-        rig.check(Oracle(events))  # it did land, so it is counted, and its slot is read from raw
+        rig.agree(Oracle(events))  # it did land, so it is counted, and its slot is read from raw
         rig.writer.write(events)
-    rig.check(Oracle(events))
+    rig.agree(Oracle(events))
     rig.upkeep.settle()
-    rig.check(Oracle(events))
+    rig.agree(Oracle(events))
 
 
 def test_events_that_land_after_their_insert_was_given_up_are_counted(rig: Rig, bridge: Bridge) -> None:
@@ -65,7 +65,7 @@ def test_events_that_land_after_their_insert_was_given_up_are_counted(rig: Rig, 
         hasty.writer.write([event("e1")])
     hasty.upkeep.settle()
     bridge.reset(land=True)
-    hasty.check(Oracle([event("e1")]))
+    hasty.agree(Oracle([event("e1")]))
     hasty.connection.close()
 
 
@@ -79,11 +79,11 @@ def test_a_server_that_is_down_and_back(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailableError):
             rig.writer.write([event("e2")])
         with pytest.raises(StoreUnavailableError):
-            rig.check(Oracle([event("e1")]))
+            rig.agree(Oracle([event("e1")]))
         bridge.restart()
-        rig.check(Oracle([event("e1")]))
+        rig.agree(Oracle([event("e1")]))
         rig.writer.write([event("e2")])
-        rig.check(Oracle([event("e1"), event("e2")]))
+        rig.agree(Oracle([event("e1"), event("e2")]))
         connection.close()
 
 
@@ -107,7 +107,7 @@ def test_group_commit_bounds_what_waits_and_recovers(rig: Rig, bridge: Bridge) -
 
     asyncio.run(scenario())
     rig.upkeep.settle()
-    assert rig.queries.agents(TenantId("org-a"), NOW.date()) is not None  # the store answers again
+    assert rig.asked.agents(TenantId("org-a"), NOW.date()) is not None  # the store answers again
 
 
 def test_a_committer_that_died_or_hangs_is_told_at_once(
@@ -174,7 +174,7 @@ def test_four_writers_on_one_server_converge(server_store: Connection, bridge: B
     assert failures == []
     oracle = Oracle(one for own in batches for batch in own for one in batch)
     for rig in rigs:
-        rig.check(oracle)
+        rig.agree(oracle)
     assert rigs[0].connection.rows("SELECT count() FROM marks") == [(0,)]
     assert verify(rigs[0].connection).differences == []
     for connection in stores:

@@ -52,9 +52,9 @@ def test_duplicates_change_nothing_and_are_counted(connection: Connection) -> No
     rig.writer.write([*events, *events])
     rig.upkeep.settle()
     rig.writer.write(list(reversed(events)))
-    rig.check(Oracle(events))
+    rig.agree(Oracle(events))
     rig.upkeep.settle()
-    rig.check(Oracle(events))
+    rig.agree(Oracle(events))
     assert rig.value("agentidp_analytics_duplicates_found_total") == 100
     assert rig.shown().tokens_issued == [50]
 
@@ -72,11 +72,11 @@ def test_an_identity_with_two_contents_counts_once_in_every_answer(connection: C
     for one in events:
         rig.writer.write([one])
         rig.upkeep.settle()
-    rig.check(Oracle(events))
-    assert rig.queries.agents(TenantId(A), NOW.date()) == [("agent-1", 1), ("alpha", 1), ("gamma", 1)]
+    rig.agree(Oracle(events))
+    assert rig.asked.agents(TenantId(A), NOW.date()) == [("agent-1", 1), ("alpha", 1), ("gamma", 1)]
     connection.command("OPTIMIZE TABLE events FINAL")
     connection.command("OPTIMIZE TABLE agent_slot FINAL")
-    rig.check(Oracle(events))
+    rig.agree(Oracle(events))
     report = verify(connection)
     assert report.differences == []
     assert [(conflict.event_id, conflict.agents, conflict.outcomes) for conflict in report.conflicts] == [
@@ -90,9 +90,9 @@ def test_an_id_with_two_times_is_two_events_and_a_conflict(connection: Connectio
     rig = Rig(connection)
     events = [event(1, hours_ago=1), event(1, hours_ago=2)]
     rig.writer.write(events)
-    rig.check(Oracle(events))
+    rig.agree(Oracle(events))
     rig.upkeep.settle()
-    assert rig.queries.trend(TenantId(A), NOW.date(), 1) == [(NOW.date(), 2)]
+    assert rig.asked.trend(TenantId(A), NOW.date(), 1) == [(NOW.date(), 2)]
     assert [conflict.times for conflict in verify(connection).conflicts] == [2]
 
 
@@ -104,12 +104,12 @@ def test_a_crash_before_the_recompute_is_repaired_by_the_next_process(connection
     later = NOW + timedelta(seconds=0 if connection.embedded else ORPHAN_AFTER_SECONDS + 1)
     assert connection.embedded or Rig(connection).upkeep.repair() is None
     restarted = Rig(connection, clock=later.timestamp)
-    restarted.check(Oracle(events))
+    restarted.agree(Oracle(events))
     done = restarted.upkeep.repair()
     assert done is not None
     assert done.gained == 100
     assert restarted.upkeep.repair() is None
-    restarted.check(Oracle(events))
+    restarted.agree(Oracle(events))
 
 
 def test_marks_are_durable_before_the_events(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_an_insert_of_unknown_outcome_keeps_its_marks(connection: Connection, mo
     monkeypatch.undo()
     rig.upkeep.settle()
     assert len(rig.segments.own_ids()) == 1, "the segment must stay open while the insert may still land"
-    rig.check(Oracle([event(1)]))
+    rig.agree(Oracle([event(1)]))
 
 
 def test_the_thread_settles_by_itself(connection: Connection) -> None:
@@ -158,7 +158,7 @@ def test_the_thread_settles_by_itself(connection: Connection) -> None:
         assert rig.shown().tokens_issued == [20]
     finally:
         rig.upkeep.stop()
-    rig.check(Oracle(spread(20)))
+    rig.agree(Oracle(spread(20)))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, rig: Rig, errors: list[BaseException]) -> None:
@@ -197,7 +197,7 @@ def test_the_thread_outlives_every_error_and_tells_each_once(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_thread_makes_the_process_unready(server_store: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     empty(server_store)
-    store = Store(server_store.dsn, None, CollectorRegistry())
+    store = Store.open(server_store.dsn, None, CollectorRegistry())
     store.check()
     failing(monkeypatch, Rig(server_store), [SystemExit()])
     store.upkeep.start()
@@ -244,7 +244,7 @@ def test_many_writers_a_recompute_and_readers_at_once(connection: Connection) ->
         for batch in batches[part::4]:
             rig.writer.write(batch)
             answered = {one.event_id for one in batch}
-            total = sum(count for _, count in rig.queries.trend(TenantId(batch[0].tenant_id), NOW.date(), 90))
+            total = sum(count for _, count in rig.asked.trend(TenantId(batch[0].tenant_id), NOW.date(), 90))
             assert total >= len(answered)
 
     def settle() -> None:
@@ -261,9 +261,9 @@ def test_many_writers_a_recompute_and_readers_at_once(connection: Connection) ->
     recomputer.join()
     assert failures == []
     oracle = Oracle(one for batch in batches for one in batch)
-    rig.check(oracle)
+    rig.agree(oracle)
     rig.upkeep.settle()
-    rig.check(oracle)
+    rig.agree(oracle)
     assert verify(connection).differences == []
 
 
@@ -345,7 +345,7 @@ def test_retention_removes_old_days_and_no_counter_falls(connection: Connection)
     rig.removal.retain(30, NOW)
     kept = [one for one in events if one.issued_at >= datetime(2026, 10, 25, tzinfo=UTC).timestamp() * 1000]
     assert 0 < len(kept) < len(events)
-    rig.check(Oracle(kept))
+    rig.agree(Oracle(kept))
     assert rig.shown().tokens_issued == before.tokens_issued
     rig.writer.write([event(9999)])
     rig.upkeep.settle()
@@ -399,7 +399,7 @@ def test_retention_that_fails_anywhere_loses_and_doubles_nothing(
     assert shown == sorted(shown)
     assert shown[-2:] == [202, 203]
     kept = [one for one in spread(200) if one.issued_at >= datetime(2026, 10, 26, tzinfo=UTC).timestamp() * 1000]
-    restarted.check(Oracle([*kept, event(9_999)]), tomorrow)
+    restarted.agree(Oracle([*kept, event(9_999)]), tomorrow)
     assert restarted.removal.resume() == 0
     assert verify(connection).differences == []
 
@@ -479,7 +479,7 @@ def test_erasing_what_is_not_there_changes_nothing(connection: Connection) -> No
     previewed = rig.removal.preview(TenantId(A), "agent-1")
     assert previewed is not None
     assert (previewed.issued, previewed.failed) == (10, 0)
-    rig.check(Oracle(spread(30)))
+    rig.agree(Oracle(spread(30)))
     assert connection.rows("SELECT count() FROM removals") == [(0,)]
 
 
@@ -501,7 +501,7 @@ def test_erasing_an_agent_removes_its_rows_and_holds_the_counter(connection: Con
     before = rig.shown().tokens_issued
     rig.removal.erase(TenantId(A), "agent-1", NOW)
     kept = [one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")]
-    rig.check(Oracle(kept))
+    rig.agree(Oracle(kept))
     assert rig.shown().tokens_issued == before
     for table in ("events", "agent_slot", "agent_day"):
         assert connection.rows(f"SELECT count() FROM {table} WHERE agent_id = 'agent-1' AND tenant_id = 'org-a'") == [
@@ -520,7 +520,7 @@ def test_erasing_a_tenant_leaves_the_others_and_its_counter_comes_back_no_lower(
     rig.upkeep.settle()
     rig.shown()
     rig.removal.erase(TenantId(A), None, NOW)
-    rig.check(Oracle(spread(20, B)))
+    rig.agree(Oracle(spread(20, B)))
     assert dict(zip(rig.shown().tenant_id, rig.shown().present, strict=True)) == {A: False, B: True}
     rig.writer.write([event(7777)])
     rig.upkeep.settle()
@@ -564,11 +564,11 @@ def test_an_erasure_interrupted_anywhere_is_finished_or_withdrawn_by_the_next_st
     resumed = restarted.removal.resume()
     restarted.upkeep.repair()
     if interrupted and crash_at <= 2:  # the engine was not told to delete anything yet
-        restarted.check(Oracle(events))
+        restarted.agree(Oracle(events))
         assert restarted.removal.erase(TenantId(A), "agent-1", NOW) is not None
     assert resumed == (1 if interrupted and crash_at > 1 and pending else 0)
     assert connection.rows("SELECT count() FROM removals WHERE agent_id != ''") == [(0,)]
-    restarted.check(Oracle(one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")))
+    restarted.agree(Oracle(one for one in events if (one.tenant_id, one.agent_id) != (A, "agent-1")))
     assert restarted.shown().tokens_issued == before
     assert verify(connection).differences == []
 
@@ -597,7 +597,7 @@ def test_a_restored_store_lowers_no_counter_and_no_tenant_is_new_again(connectio
     fleet = shown(connection, file)
     assert (fleet.tenant_id, fleet.tokens_issued, fleet.published) == ([A, B], [50, 5], [True, False])
     assert fleet.other == (7, 1)
-    assert restored.queries.trend(TenantId(A), NOW.date(), 90) == Oracle(spread(20)).trend(A, NOW.date(), 90)
+    assert restored.asked.trend(TenantId(A), NOW.date(), 90) == Oracle(spread(20)).trend(A, NOW.date(), 90)
     assert [entry.table for entry in verify(connection).differences] == ["exporter counter"]
 
 

@@ -26,12 +26,10 @@ from agentidp_analytics.logs import JsonFormatter
 from clickhouse.commit import GroupCommit
 from clickhouse.connection import Connection
 from clickhouse.event import Event
-from clickhouse.marks import Segments
-from clickhouse.metrics import StoreMetrics
 from clickhouse.queries import Queries
 from clickhouse.schema import check
+from clickhouse.store import Store
 from clickhouse.tenant import TenantId
-from clickhouse.writer import Writer
 from query_api.app import Api, build_app
 from query_api.auth.jwks import KeySet
 from query_api.auth.token_policy import TokenPolicy
@@ -254,9 +252,10 @@ async def serving(
     wanted = ApiSettings(port=0, ingest_token_file=None if sources is None else token_file)
     wanted = replace(wanted, **settings)
     clock, timer, registry = Clock(), Clock(0.0), CollectorRegistry()
-    commit = GroupCommit(Writer(connection, Segments(), clock=clock), StoreMetrics(registry))
+    store = Store(connection, registry, clock=clock)
+    commit = GroupCommit(store.writer, store.metrics)
     await commit.start()
-    questions, inlet, readiness = Questions(Queries(connection)), Inlet(commit), Readiness(connection)
+    questions, inlet, readiness = Questions(store.queries()), Inlet(commit), Readiness(connection)
     async with JwksServer(issuer().jwks()) as jwks, aiohttp.ClientSession() as session:
         keys = KeySet(session, jwks.url, algorithms=["RS256"])
         await keys.start()
