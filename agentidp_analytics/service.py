@@ -139,7 +139,7 @@ async def _start_api(
         sources=files.sources,
         verifier=verifier,
         questions=store.queries(settings.api.query_seconds),
-        inlet=commit,
+        event_writer=commit,
         readiness=Ready((store, commit)),
         registry=registry,
     )

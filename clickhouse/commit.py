@@ -112,7 +112,7 @@ class GroupCommit:
         while True:
             await self._arrived.wait()
             if self._expected > 1 and not self._stopping:
-                await self._company()
+                await self._wait_for_senders()
             group = self._take()
             self._expected = len(group)
             if group:
@@ -122,7 +122,7 @@ class GroupCommit:
             else:
                 self._arrived.clear()
 
-    async def _company(self) -> None:
+    async def _wait_for_senders(self) -> None:
         """Waits until as many senders are back as the last group had, and not longer than `LINGER_SECONDS`."""
         if len(self._queue) < self._expected:
             self._complete.clear()

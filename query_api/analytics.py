@@ -15,7 +15,7 @@ from query_api.auth.verifier import Principal
 from query_api.fair_queue import FairQueue, QueueFullError
 from query_api.http.errors import invalid, rate_limited, unavailable
 from query_api.http.parameters import Place, days_parameter, page_parameters
-from query_api.http.request_context import Call
+from query_api.http.request_context import RequestContext
 from query_api.http.responses import body_answer, json_answer, json_bytes
 from query_api.metrics import ApiMetrics
 from query_api.ports import Questions
@@ -58,28 +58,28 @@ class Analytics:
         self._queue = FairQueue(settings.query_threads, limits.tenant_queries, limits.tenant_queries_waiting)
         self._query_seconds = settings.query_seconds
 
-    async def tokens(self, call: Call) -> web.Response:
+    async def tokens(self, context: RequestContext) -> web.Response:
         """GET /api/v1/analytics/tokens."""
-        tenant, headers = await self._tenant_of(call)
-        days = days_parameter(call.request)
+        tenant, headers = await self._tenant_of(context)
+        days = days_parameter(context.request)
         today = self._now().date()
-        trend = await self._asked(tenant, headers, lambda: self._questions.trend(tenant, today, days))
+        trend = await self._run_query(tenant, headers, lambda: self._questions.trend(tenant, today, days))
         data = [{"date": day.isoformat(), "count": count} for day, count in trend]
         return json_answer({"tenantId": tenant, "days": days, "data": data}, headers=headers)
 
-    async def activity(self, call: Call) -> web.Response:
+    async def activity(self, context: RequestContext) -> web.Response:
         """GET /api/v1/analytics/agents/activity."""
-        tenant, headers = await self._tenant_of(call)
-        days = days_parameter(call.request)
+        tenant, headers = await self._tenant_of(context)
+        days = days_parameter(context.request)
         today = self._now().date()
-        cells = await self._asked(tenant, headers, lambda: self._questions.activity(tenant, today, days))
+        cells = await self._run_query(tenant, headers, lambda: self._questions.activity(tenant, today, days))
         data = [{"dow": dow, "hour": hour, "count": count} for dow, hour, count in cells]
         return json_answer({"tenantId": tenant, "data": data}, headers=headers)
 
-    async def agents(self, call: Call) -> web.Response:
+    async def agents(self, context: RequestContext) -> web.Response:
         """GET /api/v1/analytics/agents."""
-        tenant, headers = await self._tenant_of(call)
-        page = page_parameters(call.request)
+        tenant, headers = await self._tenant_of(context)
+        page = page_parameters(context.request)
         month = self._now().date().replace(day=1)
         after = page.after
         if after is not None:
@@ -95,20 +95,20 @@ class Analytics:
             following = Place(month, *shown[-1]).encoded() if len(rows) > page.limit else None
             return json_bytes({"tenantId": tenant, "month": f"{month:%Y-%m}", "data": data}), following
 
-        body, following = await self._asked(tenant, headers, answer)
+        body, following = await self._run_query(tenant, headers, answer)
         if following is not None:
             # Relative (RFC 8288 section 3.1), so that it holds behind any host name and path prefix.
             headers |= {"Link": f'<?limit={page.limit}&after={following}>; rel="next"'}
         return body_answer(body, headers=headers)
 
-    async def _tenant_of(self, call: Call) -> tuple[TenantId, dict[str, str]]:
+    async def _tenant_of(self, context: RequestContext) -> tuple[TenantId, dict[str, str]]:
         """The tenant that asks, and the headers that tell it what it may still ask.
 
         Before any look at the parameters: a stranger must learn nothing from which error comes first.
         """
-        principal = await self._verifier.verify(call.request.headers.getall("Authorization", []))
+        principal = await self._verifier.verify(context.request.headers.getall("Authorization", []))
         tenant = principal.tenant
-        call.notes["tenant"] = tenant
+        context.notes["tenant"] = tenant
         if self._rate is None or self._buckets is None:
             return tenant, {}
         verdict = self._buckets.take(tenant)
@@ -118,7 +118,7 @@ class Analytics:
             raise rate_limited("This tenant asks more often than it may.", verdict.more_in, headers)
         return tenant, headers
 
-    async def _asked(self, tenant: TenantId, headers: dict[str, str], question: Callable[[], _Answer]) -> _Answer:
+    async def _run_query(self, tenant: TenantId, headers: dict[str, str], question: Callable[[], _Answer]) -> _Answer:
         try:
             async with asyncio.timeout(self._query_seconds):
                 await self._queue.enter(tenant)

@@ -17,7 +17,7 @@ from query_api.analytics import Analytics, TokenVerifier
 from query_api.auth.verifier import AuthError
 from query_api.health import Health
 from query_api.http.errors import ApiError, internal, method_not_allowed, not_found, unavailable, unreadable
-from query_api.http.request_context import Call, Handler
+from query_api.http.request_context import Handler, RequestContext
 from query_api.http.request_ids import request_id
 from query_api.http.responses import REQUEST_ID_HEADER
 from query_api.ingest.body import BodyAbandonedError
@@ -25,7 +25,7 @@ from query_api.ingest.handler import Ingest
 from query_api.ingest.sources import SourceTokens
 from query_api.metrics import ApiMetrics, known_method
 from query_api.openapi import OpenApi
-from query_api.ports import Inlet, Questions, Readiness
+from query_api.ports import EventWriter, Questions, Readiness
 from query_api.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
@@ -63,13 +63,13 @@ class Api:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to a request that the HTTP parser could read."""
-        call = Call(request, request_id(request.headers.get(REQUEST_ID_HEADER)))
+        context = RequestContext(request, request_id(request.headers.get(REQUEST_ID_HEADER)))
         route = request.rel_url.raw_path if request.rel_url.raw_path in self.routes else UNMATCHED
         started = time.perf_counter()
         self._in_flight += 1
         self._idle.clear()
         try:
-            response = await self._answered(call, route)
+            response = await self._answered(context, route)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -77,7 +77,7 @@ class Api:
         if self._health.stopping or not request.content.is_eof():
             # The rest of an unread body would be taken for the next request.
             response.force_close()
-        self._finish(call, response, route, time.perf_counter() - started)
+        self._finish(context, response, route, time.perf_counter() - started)
         return response
 
     def unreadable(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -92,7 +92,7 @@ class Api:
     def _outside(self, request: web.BaseRequest, error: ApiError) -> web.StreamResponse:
         response = error.answer()
         response.force_close()
-        self._finish(Call(request, request_id(None)), response, UNMATCHED, 0.0)
+        self._finish(RequestContext(request, request_id(None)), response, UNMATCHED, 0.0)
         return response
 
     def connection_refused(self) -> None:
@@ -116,48 +116,52 @@ class Api:
         for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _answered(self, call: Call, route: str) -> web.Response:
+    async def _answered(self, context: RequestContext, route: str) -> web.Response:
         try:
-            return await self._handler(call, route)(call)
+            return await self._handler(context, route)(context)
         except ApiError as error:
             if error.code in ("UNAUTHORIZED", "FORBIDDEN"):
                 self.metrics.refused(error.reason)
-            return _refused(call, error)
+            return _refused(context, error)
         except AuthError as error:
             self.metrics.refused(error.reason)
-            return _refused(call, ApiError(error.code, error.message, headers=error.headers, reason=error.reason.value))
+            return _refused(
+                context, ApiError(error.code, error.message, headers=error.headers, reason=error.reason.value)
+            )
         except StoreUnavailableError as error:
-            logger.warning("the store is unavailable: %s", error, extra={"fields": {"request_id": call.request_id}})
-            return _refused(call, unavailable("The store cannot answer now.", error.retry_after, "store_unavailable"))
+            logger.warning("the store is unavailable: %s", error, extra={"fields": {"request_id": context.request_id}})
+            return _refused(
+                context, unavailable("The store cannot answer now.", error.retry_after, "store_unavailable")
+            )
         except StoreError as error:
-            logger.error("the store failed: %s", error, extra={"fields": {"request_id": call.request_id}})  # noqa: TRY400
-            return _refused(call, internal())
+            logger.error("the store failed: %s", error, extra={"fields": {"request_id": context.request_id}})  # noqa: TRY400
+            return _refused(context, internal())
         except BodyAbandonedError:
-            call.notes["reason"] = "body_abandoned"
+            context.notes["reason"] = "body_abandoned"
             # No answer: a sender that takes a 4xx for final would drop events that never arrived. The status is for
             # log and metrics only (499, as nginx has it).
-            call.request.protocol.force_close()
+            context.request.protocol.force_close()
             return web.Response(status=499)
         except Exception:
-            logger.exception("a request failed", extra={"fields": {"route": route, "request_id": call.request_id}})
-            return _refused(call, internal())
+            logger.exception("a request failed", extra={"fields": {"route": route, "request_id": context.request_id}})
+            return _refused(context, internal())
 
-    def _handler(self, call: Call, route: str) -> Handler:
+    def _handler(self, context: RequestContext, route: str) -> Handler:
         if self._in_flight > self._max_in_flight and route not in _PROBES:
             raise unavailable("Too many requests are being answered; try again shortly.", 1, "overload")
-        if sum(len(name) + len(value) for name, value in call.request.raw_headers) > _MAX_HEADER_BYTES:
+        if sum(len(name) + len(value) for name, value in context.request.raw_headers) > _MAX_HEADER_BYTES:
             raise unreadable()
         if route == UNMATCHED:
             raise not_found()
         methods = self.routes[route]
-        handler = methods.get(call.request.method)
+        handler = methods.get(context.request.method)
         if handler is None:
             raise method_not_allowed(methods)
         return handler
 
-    def _finish(self, call: Call, response: web.StreamResponse, route: str, seconds: float) -> None:
-        response.headers[REQUEST_ID_HEADER] = call.request_id
-        method = known_method(call.request.method)
+    def _finish(self, context: RequestContext, response: web.StreamResponse, route: str, seconds: float) -> None:
+        response.headers[REQUEST_ID_HEADER] = context.request_id
+        method = known_method(context.request.method)
         self.metrics.answered(route, method, response.status, seconds)
         level = logging.DEBUG if route in _PROBES else logging.INFO
         if access_logger.isEnabledFor(level):
@@ -166,8 +170,8 @@ class Api:
                 "route": route,
                 "status": response.status,
                 "duration_ms": round(seconds * 1000, 2),
-                "request_id": call.request_id,
-                **call.notes,
+                "request_id": context.request_id,
+                **context.notes,
             }
             access_logger.log(level, "request", extra={"fields": values})
 
@@ -178,7 +182,7 @@ def build_app(
     sources: SourceTokens | None,
     verifier: TokenVerifier,
     questions: Questions,
-    inlet: Inlet,
+    event_writer: EventWriter,
     readiness: Readiness,
     registry: CollectorRegistry,
     clock: Callable[[], float] = time.time,
@@ -204,7 +208,15 @@ def build_app(
         timer=timer,
         threads=query_threads,
     )
-    ingest = Ingest(settings, sources=sources, inlet=inlet, metrics=metrics, clock=clock, timer=timer, threads=decoders)
+    ingest = Ingest(
+        settings,
+        sources=sources,
+        event_writer=event_writer,
+        metrics=metrics,
+        clock=clock,
+        timer=timer,
+        threads=decoders,
+    )
     routes: Routes = {
         "/api/v1/analytics/tokens": _get(analytics.tokens),
         "/api/v1/analytics/agents/activity": _get(analytics.activity),
@@ -217,9 +229,9 @@ def build_app(
     return Api(routes, health, metrics, settings.limits.requests_in_flight, [query_threads, decoders, probe])
 
 
-def _refused(call: Call, error: ApiError) -> web.Response:
+def _refused(context: RequestContext, error: ApiError) -> web.Response:
     if error.reason is not None:
-        call.notes["reason"] = error.reason
+        context.notes["reason"] = error.reason
     return error.answer()
 
 

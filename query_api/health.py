@@ -12,7 +12,7 @@ from aiohttp import web
 
 from clickhouse.errors import StoreError
 from query_api.http.errors import unavailable
-from query_api.http.request_context import Call
+from query_api.http.request_context import RequestContext
 from query_api.http.responses import json_answer
 from query_api.ports import Readiness
 
@@ -35,11 +35,11 @@ class Health:
         self._was_ready = True
         self.stopping = False
 
-    async def healthz(self, _call: Call) -> web.Response:
+    async def healthz(self, _context: RequestContext) -> web.Response:
         """GET /healthz: the process answers."""
         return json_answer({"status": "ok"})
 
-    async def readyz(self, _call: Call) -> web.Response:
+    async def readyz(self, _context: RequestContext) -> web.Response:
         """GET /readyz: the store is reachable, its schema current, and no shutdown under way."""
         if self.stopping:
             raise unavailable("The service is stopping.", 5, "stopping")

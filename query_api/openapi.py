@@ -9,7 +9,7 @@ from aiohttp import web
 
 from query_api.http.errors import STATUS_OF_CODE
 from query_api.http.parameters import AGENTS_MAX, DAYS_DEFAULT, DAYS_MAX
-from query_api.http.request_context import Call
+from query_api.http.request_context import RequestContext
 from query_api.http.responses import body_answer, json_bytes
 from query_api.ingest.formats import FORMATS
 from query_api.ingest.signatures import SIGNATURE_HEADER
@@ -304,6 +304,6 @@ class OpenApi:
     def __init__(self) -> None:
         self._body = json_bytes(openapi_document())
 
-    async def __call__(self, _call: Call) -> web.Response:
+    async def __call__(self, _context: RequestContext) -> web.Response:
         """The document, rendered once."""
         return body_answer(self._body)

@@ -29,7 +29,7 @@ class Questions(Protocol):
         ...
 
 
-class Inlet(Protocol):
+class EventWriter(Protocol):
     """The way into the store."""
 
     async def write(self, events: Sequence[Event]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from agentidp_analytics.service import OTHER_FILES
 from exporter.runner import MAX_CONNECTIONS
 from query_api.settings import Limits
-from tests.support.service import Service, request, wait_for
+from tests.support.service import ROOT, Service, request, wait_for
 
 CONNECTIONS = MAX_CONNECTIONS + Limits().connections
 NEEDED = CONNECTIONS + OTHER_FILES
@@ -78,3 +78,9 @@ def test_too_few_open_files_stop_the_start_before_there_is_a_store(tmp_path: Pat
     assert f"LimitNOFILE={NEEDED}" in service.log()
     assert not (tmp_path / "store").exists()
     service.__exit__(None, None, None)
+
+
+def test_both_faces_accept_connections_by_the_same_rules() -> None:
+    """The faces do not know each other, and nothing below them may know HTTP: so the file is there twice, as one."""
+    files = [ROOT / "exporter" / "listening.py", ROOT / "query_api" / "http" / "listening.py"]
+    assert files[0].read_text() == files[1].read_text()

@@ -9,7 +9,7 @@ from aiohttp import web
 
 
 @dataclass(slots=True)
-class Call:
+class RequestContext:
     """A request with its id and the notes that its log line will carry.
 
     `notes` are for verified or closed-set values only (a tenant id from a valid token, a reason code, a number):
@@ -21,4 +21,4 @@ class Call:
     notes: dict[str, str | int] = field(default_factory=dict)
 
 
-Handler = Callable[[Call], Awaitable[web.Response]]
+Handler = Callable[[RequestContext], Awaitable[web.Response]]

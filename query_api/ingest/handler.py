@@ -13,14 +13,14 @@ from query_api.auth.bearer_token import RefusedError, read_bearer
 from query_api.auth.verifier import REALM, AuthError
 from query_api.http.errors import ApiError, rate_limited
 from query_api.http.parameters import no_parameters
-from query_api.http.request_context import Call
+from query_api.http.request_context import RequestContext
 from query_api.http.responses import json_answer
 from query_api.ingest.body import BodyBudget, body_too_large, gunzip
 from query_api.ingest.formats import FORMATS, Batch, BatchFormat, decode_batch
 from query_api.ingest.signatures import SIGNATURE_HEADER, SignatureError, check_signature, read_signature, sign
 from query_api.ingest.sources import Source, SourceTokens
 from query_api.metrics import ApiMetrics
-from query_api.ports import Inlet
+from query_api.ports import EventWriter
 from query_api.rate_limit import TokenBuckets, Verdict, rate_limit_headers
 from query_api.settings import ApiSettings
 
@@ -42,7 +42,7 @@ class Ingest:
         settings: ApiSettings,
         *,
         sources: SourceTokens | None,
-        inlet: Inlet,
+        event_writer: EventWriter,
         metrics: ApiMetrics,
         clock: Callable[[], float],
         timer: Callable[[], float],
@@ -51,7 +51,7 @@ class Ingest:
         limits = settings.limits
         self._settings = settings
         self._sources = sources
-        self._inlet = inlet
+        self._event_writer = event_writer
         self._metrics = metrics
         self._clock = clock
         self._threads = threads
@@ -60,10 +60,10 @@ class Ingest:
         self._request_buckets = TokenBuckets(self._rate, timer) if self._rate else None
         self._event_buckets = TokenBuckets(limits.source_events, timer) if limits.source_events else None
 
-    async def __call__(self, call: Call) -> web.Response:
+    async def __call__(self, context: RequestContext) -> web.Response:
         """Answers with how many events were accepted and why the others were not."""
-        request = call.request
-        source = self._authenticated(call)
+        request = context.request
+        source = self._authenticated(context)
         headers = self._take_request(source)
         no_parameters(request)
         batch_format = _batch_format(request)
@@ -77,9 +77,9 @@ class Ingest:
             if batch.events:
                 if self._event_buckets is not None:
                     self._allow(self._event_buckets.take(source.name, len(batch.events)), headers)
-                await self._inlet.write(batch.events)
+                await self._event_writer.write(batch.events)
         # Only now: what was answered 503 or 429 comes again, and would be counted again.
-        self._record(call, batch)
+        self._record(context, batch)
         headers |= {REJECTED_HEADER: str(batch.rejected_events)}
         if batch.rejected and not batch.events:
             raise ApiError(
@@ -90,19 +90,19 @@ class Ingest:
             )
         return json_answer({"accepted": len(batch.events), "rejected": batch.rejected}, headers=headers)
 
-    def _authenticated(self, call: Call) -> Source:
+    def _authenticated(self, context: RequestContext) -> Source:
         if self._sources is None:
             raise ApiError(
                 "FORBIDDEN", "Ingest is off: the server was started without --ingest-token-file.", reason="ingest_off"
             )
         try:
-            token = read_bearer(call.request.headers.getall("Authorization", []))
+            token = read_bearer(context.request.headers.getall("Authorization", []))
         except RefusedError as refused:
             raise AuthError(refused.reason) from None
         source = self._sources.find(token)
         if source is None:
             raise _unauthorized("source_token", "The token is not that of a known source")
-        call.notes["source"] = source.name
+        context.notes["source"] = source.name
         return source
 
     def _take_request(self, source: Source) -> dict[str, str]:
@@ -146,9 +146,9 @@ class Ingest:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _record(self, call: Call, batch: Batch) -> None:
-        call.notes["accepted"] = len(batch.events)
-        call.notes["rejected"] = batch.rejected_events
+    def _record(self, context: RequestContext, batch: Batch) -> None:
+        context.notes["accepted"] = len(batch.events)
+        context.notes["rejected"] = batch.rejected_events
         for code, count in batch.refused.items():
             self._metrics.rejected(code, count)
         if batch.events:

@@ -131,7 +131,7 @@ def arguments_for(command: str, option: str, value: str) -> list[str]:
     return [*arguments, *([f"{option}={value}"] if value is not None else [])]
 
 
-@pytest.mark.parametrize(("command", "parameter"), cases())
+@pytest.mark.parametrize(("command", "parameter"), list(cases()))
 def test_a_value_that_cannot_be_meant_is_one_line(
     command: str,
     parameter: click.Option,

@@ -75,9 +75,9 @@ def test_real_answers_of_every_status_are_as_described(connection: Connection, t
             (event(), {"token": "wrong"}),
         ):
             found.append((events, "POST", await api.send(body, **headers)))
-        api.inlet.error = StoreUnavailableError("away")
+        api.event_writer.error = StoreUnavailableError("away")
         found.append((events, "POST", await api.send(event())))
-        api.inlet.error = RuntimeError("bug")
+        api.event_writer.error = RuntimeError("bug")
         found.append((events, "POST", await api.send(event())))
         found += [(events, "POST", await api.send(event())) for _ in range(5)]
         for path in ("tokens", "agents/activity", "agents"):

@@ -1,6 +1,6 @@
 """The API as it runs: real sockets, the real verifier and key set, the real store behind it.
 
-`Service` is the one place where the parts are put together. `Questions` and `Inlet` stand between the API and the
+`Service` is the one place where the parts are put together. `Questions` and `EventWriter` stand between the API and the
 store only to hold, count or fail a call that then goes through.
 """
 
@@ -124,7 +124,7 @@ class Questions:
             raise self.error
 
 
-class Inlet:
+class EventWriter:
     """The store's group commit; `error` fails a write before it, `hold` blocks it until set."""
 
     def __init__(self, commit: GroupCommit) -> None:
@@ -187,7 +187,7 @@ class Service:
     server: ApiServer
     session: aiohttp.ClientSession
     questions: Questions
-    inlet: Inlet
+    event_writer: EventWriter
     readiness: Readiness
     registry: CollectorRegistry
     clock: Clock
@@ -255,7 +255,7 @@ async def serving(
     store = Store(connection, registry, clock=clock)
     commit = GroupCommit(store.writer, store.metrics)
     await commit.start()
-    questions, inlet, readiness = Questions(store.queries()), Inlet(commit), Readiness(connection)
+    questions, event_writer, readiness = Questions(store.queries()), EventWriter(commit), Readiness(connection)
     async with JwksServer(issuer().jwks()) as jwks, aiohttp.ClientSession() as session:
         keys = KeySet(session, jwks.url, algorithms=["RS256"])
         await keys.start()
@@ -274,7 +274,7 @@ async def serving(
             sources=SourceTokens(wanted.ingest_token_file) if wanted.ingest_token_file else None,
             verifier=verifier,
             questions=questions,
-            inlet=inlet,
+            event_writer=event_writer,
             readiness=readiness,
             registry=registry,
             clock=clock,
@@ -290,7 +290,7 @@ async def serving(
                 server,
                 session,
                 questions,
-                inlet,
+                event_writer,
                 readiness,
                 registry,
                 clock,

@@ -230,14 +230,14 @@ def test_beyond_the_limit_of_connections_idle_ones_give_way(embedded_store: Conn
 def test_beyond_the_limit_of_connections_a_request_under_way_stays(embedded_store: Connection, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(embedded_store, tmp_path, limits=Limits(connections=1)) as api:
-            api.inlet.hold = asyncio.Event()
+            api.event_writer.hold = asyncio.Event()
             held = asyncio.create_task(api.send(event()))
-            await api.inlet.arrived.wait()
+            await api.event_writer.arrived.wait()
             refused_reader, refused_writer = await asyncio.open_connection("127.0.0.1", api.port)
             with contextlib.suppress(ConnectionResetError):
                 assert await refused_reader.read() == b""
             assert api.metric("http_connections_refused_total") == 1
-            api.inlet.hold.set()
+            api.event_writer.hold.set()
             assert (await held).status == 200
             refused_writer.close()
 

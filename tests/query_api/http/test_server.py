@@ -47,17 +47,17 @@ async def is_refused(api: Service) -> bool:
 def test_stop_lets_what_is_in_flight_finish_and_takes_nothing_new(embedded_store: Connection, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(embedded_store, tmp_path) as api:
-            api.inlet.hold = asyncio.Event()
+            api.event_writer.hold = asyncio.Event()
             held = api.questions.hold["org-1"] = threading.Event()
             idle = await asyncio.open_connection("127.0.0.1", api.port)
             requests = [asyncio.create_task(api.send(event())), asyncio.create_task(api.get(TOKENS))]
-            await api.inlet.arrived.wait()
+            await api.event_writer.arrived.wait()
             await until(lambda: bool(api.questions.calls))
             stopping = asyncio.create_task(api.server.stop())
             await asyncio.sleep(0)
             assert await is_refused(api)
             assert not stopping.done()
-            api.inlet.hold.set()
+            api.event_writer.hold.set()
             held.set()
             assert [(await request).status for request in requests] == [200, 200]
             assert (await requests[0]).headers["Connection"] == "close"
@@ -96,9 +96,9 @@ def test_a_body_half_received_at_the_stop_is_still_taken(embedded_store: Connect
 def test_stop_does_not_wait_longer_than_the_drain_time(embedded_store: Connection, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(embedded_store, tmp_path, drain_seconds=0.05) as api:
-            api.inlet.hold = asyncio.Event()
+            api.event_writer.hold = asyncio.Event()
             request = asyncio.create_task(api.send(event()))
-            await api.inlet.arrived.wait()
+            await api.event_writer.arrived.wait()
             with logged() as lines:
                 await api.server.stop()
             assert any("longer than the drain time" in line for line in lines)

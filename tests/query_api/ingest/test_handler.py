@@ -82,7 +82,7 @@ def test_other_media_types_and_codings_are_415(connection: Connection, tmp_path:
             for coding in ("deflate", "br", "zstd", "gzip, gzip", "gzip;q=1"):
                 reply = await api.send(event(), Content_Encoding=coding)
                 assert (reply.status, reply.headers["Accept-Encoding"]) == (415, "gzip"), coding
-            assert api.inlet.written == []
+            assert api.event_writer.written == []
 
     run(scenario())
 
@@ -131,7 +131,7 @@ def test_an_empty_batch_is_accepted(connection: Connection, tmp_path: Path) -> N
                 reply = await api.send(body, Content_Type=media_type)
                 assert (reply.status, reply.json()) == (200, {"accepted": 0, "rejected": []}), body
                 assert reply.headers["X-Rejected"] == "0"
-            assert api.inlet.written == []
+            assert api.event_writer.written == []
             assert api.metric("ingest_last_accepted_timestamp_seconds") == 0
 
     run(scenario())
@@ -196,7 +196,7 @@ def test_only_a_known_source_gets_in(connection: Connection, tmp_path: Path) -> 
             reply = parse_reply(await api.raw(TRUSTED + two + b"Connection: close\r\nContent-Length: 0\r\n\r\n"))
             assert (reply.status, reply.code) == (400, "VALIDATION_ERROR")
             assert (await api.get(TODAY, headers={"Authorization": f"Bearer {SOURCE_TOKEN}"})).status == 401
-            assert api.inlet.written == []
+            assert api.event_writer.written == []
             assert api.metric("auth_failures_total", reason="source_token") == len(wrong) + 1
             assert api.metric("auth_failures_total", reason="no_credentials") == 1
 
@@ -275,7 +275,7 @@ def test_more_events_than_a_request_may_have_are_413(connection: Connection, tmp
             assert (await api.send([event(number) for number in range(3)])).status == 200
             reply = await api.send([event(number) for number in range(4)])
             assert (reply.status, reply.code) == (413, "PAYLOAD_TOO_LARGE")
-            assert [len(events) for events in api.inlet.written] == [3]
+            assert [len(events) for events in api.event_writer.written] == [3]
 
     run(scenario())
 
@@ -283,12 +283,12 @@ def test_more_events_than_a_request_may_have_are_413(connection: Connection, tmp
 def test_bodies_in_memory_are_bounded_together(connection: Connection, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(connection, tmp_path, limits=Limits(body_bytes_in_flight=1_000)) as api:
-            api.inlet.hold = asyncio.Event()
+            api.event_writer.hold = asyncio.Event()
             first = asyncio.create_task(api.send(json.dumps(event()).encode().ljust(900)))
-            await api.inlet.arrived.wait()
+            await api.event_writer.arrived.wait()
             reply = await api.send(json.dumps(event()).encode().ljust(200))
             assert (reply.status, reply.code, reply.headers["Retry-After"]) == (503, "UNAVAILABLE", "1")
-            api.inlet.hold.set()
+            api.event_writer.hold.set()
             assert (await first).status == 200
             assert (await api.send(json.dumps(event()).encode().ljust(1_000))).status == 200
 
@@ -298,17 +298,17 @@ def test_bodies_in_memory_are_bounded_together(connection: Connection, tmp_path:
 def test_a_store_that_is_away_is_503_and_the_resend_counts_once(connection: Connection, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with serving(connection, tmp_path) as api:
-            api.inlet.error = StoreUnavailableError("disk full on db-7", retry_after=9)
+            api.event_writer.error = StoreUnavailableError("disk full on db-7", retry_after=9)
             reply = await api.send([event(1), event(2, agent_id=None)])
             assert (reply.status, reply.code, reply.headers["Retry-After"]) == (503, "UNAVAILABLE", "9")
             assert b"db-7" not in reply.body
             assert api.metric("ingest_events_accepted_total") == 0
-            api.inlet.error = None
+            api.event_writer.error = None
             for _ in range(2):
                 assert (await api.send([event(1), event(2, agent_id=None)])).json()["accepted"] == 1
             assert await count_today(api) == 1
             assert api.metric("ingest_events_rejected_total", reason="required") == 2
-            api.inlet.error = RuntimeError("x")
+            api.event_writer.error = RuntimeError("x")
             assert (await api.send(event(3))).code == "INTERNAL_ERROR"
 
     run(scenario())
@@ -328,7 +328,7 @@ def test_a_body_that_stops_half_way_is_neither_answered_nor_stored(connection: C
                 await writer.drain()
                 writer.close()  # gone before the end
             assert (await api.send(event(2))).status == 200
-            assert [[found.event_id for found in events] for events in api.inlet.written] == [["e-2"]]
+            assert [[found.event_id for found in events] for events in api.event_writer.written] == [["e-2"]]
             assert api.metric("http_requests_total", route="/api/v1/events", method="POST", code="500") == 0
 
     run(scenario())
@@ -341,7 +341,7 @@ def test_broken_framing_is_400(connection: Connection, tmp_path: Path) -> None:
                 data = await api.raw(TRUSTED + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
                 reply = parse_reply(data)
                 assert (reply.status, reply.code) == (400, "VALIDATION_ERROR"), chunks
-            assert api.inlet.written == []
+            assert api.event_writer.written == []
 
     run(scenario())
 

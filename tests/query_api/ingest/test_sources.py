@@ -182,9 +182,9 @@ def test_a_signed_request_that_comes_again_counts_once(embedded_store: Connectio
         async with serving(embedded_store, tmp_path, sources=f"{SOURCE_TOKEN} hmac={SECRET}") as api:
             body = json.dumps(event(tenant_id="org-replayed")).encode()
             header = signature(body, api.clock.now)
-            api.inlet.error = StoreUnavailableError("away")
+            api.event_writer.error = StoreUnavailableError("away")
             assert (await send_signed(api, body, header)).status == 503
-            api.inlet.error = None
+            api.event_writer.error = None
             for _ in range(3):
                 assert (await send_signed(api, body, header)).status == 200
             trend = (await api.get("/api/v1/analytics/tokens?days=1", tenant="org-replayed")).json()
