@@ -50,6 +50,7 @@ class Connection:
         self._lock = threading.Lock()
         self._closed = False
         self._table_types: dict[str, dict[str, str]] = {}
+        self._changes = 0
         self._settings = {**SETTINGS, **(CLUSTER_SETTINGS if cluster else {}), **({} if self.embedded else NEUTRAL)}
         self._foothold: Foothold | None = None
         if self.embedded:
@@ -80,6 +81,14 @@ class Connection:
         """The DSN without its user and password, fit for logs and errors."""
         return redact(self.dsn)
 
+    @property
+    def changes(self) -> int | None:
+        """How many statements have changed an embedded store so far; None for a server, where others write as well.
+
+        While it stays the same, so does every answer. To be read before the answer that it is to stand for.
+        """
+        return self._changes if self.embedded else None
+
     def hold(self) -> None:
         """From now on every call raises StoreUnavailableError once the directory was removed, replaced or emptied.
 
@@ -94,7 +103,7 @@ class Connection:
 
     def command(self, sql: str, parameters: Mapping[str, Any] | None = None, **settings: str | int) -> None:
         """Runs a statement that returns nothing. Raises StoreError."""
-        with self._errors():
+        with self._changing(), self._errors():
             self._client().command(sql, parameters=dict(parameters or {}), settings=dict(settings))
 
     def columns(
@@ -123,7 +132,7 @@ class Connection:
         """
         if not columns or not columns[0]:
             return
-        with self._errors(writing=True):
+        with self._changing(), self._errors(writing=True):
             self._client().insert(
                 table,
                 columns,
@@ -134,6 +143,14 @@ class Connection:
             )
         if self._foothold:
             self._foothold.check()  # or the rows are in a directory that nobody will open again
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:  # one that failed may have done half of its work
+            with self._lock:
+                self._changes += 1
 
     def _types(self, table: str, names: Sequence[str]) -> list[str]:
         """Column types, asked once a table: the driver would ask before every insert, a third of a small one's time."""

@@ -14,6 +14,13 @@ _FILE_NAME: Final = re.compile(r"([0-9]{4})_([a-z0-9_]+)\.sql")
 _CREATE: Final = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+)\n")
 _ENGINE: Final = re.compile(r"ENGINE = (\w*MergeTree)(?:\(([^)]*)\))?\n")
 
+# For a few events at a time on a machine that does other things as well. Not on a server: its operator sets what suits
+# it, and before 26.7 it could not read packed parts.
+# - A part below 1 MiB is one file instead of thirteen, each created, synced and removed for itself.
+# - Merges wait for ten parts of a size. With the engine's five, a merge of five small parts with a large one passes the
+#   selector, which then leaves out the small ones but one: every insert rewrites the large part of its month.
+_EMBEDDED_SETTINGS: Final = "min_bytes_for_full_part_storage = 1048576, merge_selector_base = 10"
+
 _HISTORY_TABLE: Final = """CREATE TABLE IF NOT EXISTS schema_history
 (
     version UInt32,
@@ -48,7 +55,7 @@ def migrate(connection: Connection) -> list[str]:
     Safe to run twice and to interrupt. Raises StoreTooNewError before touching a store that a newer program
     has migrated.
     """
-    for statement in ddl(_HISTORY_TABLE, connection.cluster):
+    for statement in ddl(_HISTORY_TABLE, connection.cluster, embedded=connection.embedded):
         connection.command(statement)
     applied = _applied(connection)
     _refuse_newer(connection, applied)
@@ -56,7 +63,7 @@ def migrate(connection: Connection) -> list[str]:
     for migration in migrations():
         if migration.version not in applied:
             for statement in migration.statements:
-                for part in ddl(statement, connection.cluster):
+                for part in ddl(statement, connection.cluster, embedded=connection.embedded):
                     connection.command(part)
             connection.insert("schema_history", ["version", "name"], [[migration.version], [migration.name]])
             done.append(f"{migration.version:04d}_{migration.name}")
@@ -85,14 +92,14 @@ def _refuse_newer(connection: Connection, applied: set[int]) -> None:
         )
 
 
-def ddl(statement: str, cluster: str | None) -> Iterator[str]:
+def ddl(statement: str, cluster: str | None, *, embedded: bool = False) -> Iterator[str]:
     """`statement` as it runs on this store.
 
     On a cluster each table becomes a replicated `<name>_local` and a Distributed table sharded by tenant, so that
-    everything counted together lies on one shard.
+    everything counted together lies on one shard. The tables of an embedded store are set up for small inserts.
     """
     if cluster is None:
-        yield statement
+        yield statement.replace("\nSETTINGS ", f"\nSETTINGS {_EMBEDDED_SETTINGS}, ") if embedded else statement
         return
     create, engine = _CREATE.search(statement), _ENGINE.search(statement)
     if create is None or engine is None:

@@ -17,6 +17,9 @@ from clickhouse.rollups import Recompute, Rollups
 
 logger = logging.getLogger(__name__)
 
+# From a segment's first event to its recount. A recount costs the same for one event as for a thousand, so this decides
+# what a few events a second cost. Answers do not wait for it, and the exporter's refresh interval is longer.
+PAUSE_SECONDS: Final = 3.0
 # Recomputing may take this share of the time at most: under load segments grow longer instead of work more frequent.
 _DUTY: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 10.0  # the exporter shows what is rolled up, so a pause is how far it lags
@@ -36,7 +39,7 @@ class Upkeep:
         rollups: Rollups,
         metrics: StoreMetrics,
         *,
-        pause_seconds: float = 0.5,
+        pause_seconds: float = PAUSE_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
