@@ -20,7 +20,7 @@ from clickhouse.marks import MAX_OPEN_SECONDS, ORPHAN_AFTER_SECONDS, REMARK_AFTE
 from clickhouse.statement_settings import SETTINGS
 from clickhouse.store import SERVER_CLOCK_SKEW_SECONDS
 from clickhouse.tenant import _TENANT_ID
-from clickhouse.upkeep import _DUTY, _STUCK_SECONDS
+from clickhouse.upkeep import _DUTY, _STUCK_SECONDS, PAUSE_SECONDS
 from exporter.refresher import Refresher
 from exporter.server import _MAX_SCRAPES
 from query_api.app import _MAX_HEADER_BYTES
@@ -105,6 +105,7 @@ ATTACKS: Final = "docs/attacks.md"
 ROWS: Final = [
     row(COUNTING, "issued and failed for each {}-minute slot", SLOT_MINUTES),
     row(COUNTING, "a stretch of writing of up to {} s;", MAX_OPEN_SECONDS),
+    row(COUNTING, "recount, {} s after its segment began", PAUSE_SECONDS),
     row(COUNTING, "what its slots cost, {} in {} days", SLOTS_OF_ALL_DAYS, DAYS_MAX),
     row(COUNTING, "for at least the {} s in which it may still land", INSERT_SECONDS),
     row(COUNTING, "under load for {} ms more", LINGER_SECONDS * 1000),
