@@ -359,6 +359,24 @@ def late(number: int) -> Event:
     return event(10_000 + number, hours_ago=35 * 24 + number)
 
 
+def fail_at(monkeypatch: pytest.MonkeyPatch, connection: Connection, number: int) -> None:
+    """The connection's writing statement of this number, from 1, fails instead of running."""
+    calls = 0
+
+    def counted(call: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any, **options: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise StoreError("failed here")
+            call(*arguments, **options)
+
+        return run
+
+    for name in ("command", "insert"):
+        monkeypatch.setattr(connection, name, counted(getattr(connection, name)))
+
+
 @pytest.mark.parametrize("fails_at", range(1, 12))
 def test_retention_that_fails_anywhere_loses_and_doubles_nothing(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, fails_at: int
@@ -367,21 +385,7 @@ def test_retention_that_fails_anywhere_loses_and_doubles_nothing(
     rig.writer.write(spread(200))
     rig.upkeep.settle()
     shown = [rig.shown().tokens_issued[0]]
-    calls = 0
-    command, insert = connection.command, connection.insert
-
-    def counted(call: Callable[..., None]) -> Callable[..., None]:
-        def run(*arguments: Any, **options: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == fails_at:
-                raise StoreError("failed here")
-            call(*arguments, **options)
-
-        return run
-
-    monkeypatch.setattr(connection, "command", counted(command))
-    monkeypatch.setattr(connection, "insert", counted(insert))
+    fail_at(monkeypatch, connection, fails_at)
     with contextlib.suppress(StoreError):
         rig.removal.retain(30, NOW)
     monkeypatch.undo()
@@ -537,21 +541,7 @@ def test_an_erasure_interrupted_anywhere_is_finished_or_withdrawn_by_the_next_st
     rig.writer.write(events)
     rig.upkeep.settle()
     before = rig.shown().tokens_issued
-    calls = 0
-    command, insert = connection.command, connection.insert
-
-    def counted(call: Callable[..., None]) -> Callable[..., None]:
-        def run(*arguments: Any, **options: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == crash_at:
-                raise StoreError("crashed here")
-            call(*arguments, **options)
-
-        return run
-
-    monkeypatch.setattr(connection, "command", counted(command))
-    monkeypatch.setattr(connection, "insert", counted(insert))
+    fail_at(monkeypatch, connection, crash_at)
     interrupted = True
     try:
         rig.removal.erase(TenantId(A), "agent-1", NOW)
