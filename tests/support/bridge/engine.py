@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import chdb
 
@@ -214,7 +214,8 @@ class _Connection:
 
     def _query(self, sql: str | bytes, output_format: str = "TabSeparated", parameters: Any = None) -> Any:
         try:
-            return self._raw.query(sql, output_format, params=parameters or {})
+            # Bytes are taken too, whatever the annotation says: data of an insert need not be text.
+            return self._raw.query(cast("str", sql), output_format, params=parameters or {})
         except Exception as error:
             raise from_engine(error) from error
 
