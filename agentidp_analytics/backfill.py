@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, NamedTuple
 
-from isal import igzip
+from isal import igzip, isal_zlib
 
 from clickhouse.event import Event, EventRejectedError, FieldError
 from query_api.ingest.formats import MAX_LINE_BYTES, read_line
@@ -129,7 +129,7 @@ def _lines(path: str, tally: Tally) -> Iterator[bytes]:
                 yield line
                 while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE_BYTES + 1)  # the rest of a line that is too long
-    except (OSError, EOFError, zstd.ZstdError, zlib.error) as error:
+    except (OSError, EOFError, zstd.ZstdError, zlib.error, isal_zlib.error) as error:  # type: ignore[misc]
         raise InputError(f"{path}: {error}") from error
 
 

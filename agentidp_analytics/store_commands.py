@@ -173,6 +173,8 @@ def _print_report(report: Report) -> None:
 def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run: bool) -> None:
     """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls. Exit 1 if there are none."""
     whose = tenant_option(tenant)
+    if agent == "":
+        raise click.UsageError("--agent is empty; name an agent, or leave it out to erase all of the tenant")
     with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
         progress.say("rolling up ...")
         store.upkeep.repair()

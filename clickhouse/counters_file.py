@@ -34,10 +34,10 @@ class CountersFile:
             self.counters = {str(tenant): (int(issued), int(failed)) for tenant, (issued, failed) in read.items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             logger.warning("%s is not usable and begun anew: %s", path, error)
         try:
-            self._write()
+            self._write(self.counters)
         except OSError as error:
             connection = path.name.removesuffix(".counters.json")
             raise StoreSetupError(
@@ -51,18 +51,20 @@ class CountersFile:
 
         Raises StoreUnavailableError.
         """
+        raised = dict(self.counters)
         for tenant, (issued, failed) in counters.items():
-            before = self.counters.get(tenant, (0, 0))
-            self.counters[tenant] = (max(before[0], issued), max(before[1], failed))
+            before = raised.get(tenant, (0, 0))
+            raised[tenant] = (max(before[0], issued), max(before[1], failed))
         try:
-            self._write()
+            self._write(raised)
         except OSError as error:
             raise StoreUnavailableError(f"{self._path} cannot be written: {error.strerror}") from error
+        self.counters = raised
 
-    def _write(self) -> None:
+    def _write(self, counters: Counters) -> None:
         written = self._path.with_name(self._path.name + ".new")
         with written.open("w", encoding="utf-8") as file:
-            json.dump(self.counters, file)
+            json.dump(counters, file)
             file.flush()
             os.fsync(file.fileno())
         written.replace(self._path)

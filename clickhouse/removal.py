@@ -195,6 +195,7 @@ class Removal:
         if not removed or removed[0].agent_id:
             return  # an agent's slots are recounted first: what is left of them belongs to others
         self._wait_for_mutations(removed[0].removal_id)
+        self._mark_slots_left(removed[0])
         self._delete_rollups(removed[0])
 
     def _finish(self, removed: Sequence[Removed]) -> None:
@@ -205,6 +206,7 @@ class Removal:
             self._wait_for_mutations(first.removal_id)
             self._recount(_SLOTS_OF, first)
             with self._upkeep.paused():
+                self._mark_slots_left(first)
                 self._delete_rollups(first)
         # What came while its day or tenant was being removed has lost its rollups with the others'.
         self._recount(_scope(first).slots_left, first)
@@ -213,12 +215,20 @@ class Removal:
             self._forget_name(first.removal_id)
 
     def _recount(self, slots_of: str, entry: Removed) -> None:
-        slots: set[Slot] = {
-            (tenant, start) for tenant, start in self._connection.rows(slots_of, _scope(entry).parameters)
-        }
+        """Raises StoreUnavailableError unless all of it was recounted: what is done after it relies on that."""
+        self._mark(slots_of, entry)
+        with self._upkeep.exclusive():
+            pass
+
+    def _mark_slots_left(self, entry: Removed) -> None:
+        """Before their rollups go: until the recount, after a crash too, answers then come from the events."""
+        self._mark(_scope(entry).slots_left, entry)
+
+    def _mark(self, slots_of: str, entry: Removed) -> None:
+        rows = self._connection.rows(slots_of, _scope(entry).parameters)
+        slots: set[Slot] = {(tenant, start) for tenant, start in rows}
         if slots:
             self._writer.mark(slots)
-        self._upkeep.settle()
 
     def _delete_rollups(self, entry: Removed) -> None:
         """A mutation rewrites the parts at once: what was erased is gone from the disk, not hidden."""

@@ -166,6 +166,7 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
     ("name", "content"),
     [
         ("cut.ndjson.gz", gzip.compress(ndjson(events(500)))[:-20]),
+        ("damaged.ndjson.gz", gzip.compress(ndjson(events(500)))[:40] + b"\xff" * 40),
         ("cut.ndjson.zst", zstd.compress(ndjson(events(500)))[:-20]),
         ("broken.ndjson.zst", b"\x28\xb5\x2f\xfdbroken"),
         ("none.ndjson", None),

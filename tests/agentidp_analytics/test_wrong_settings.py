@@ -196,6 +196,7 @@ def test_an_address_in_use_is_found_before_a_store_is_made(capsys: pytest.Captur
         ["ingest", "/etc/hostname", "--token-file", "/etc/hostname"],
         ["ingest", "/etc/hostname", "--url", "http://127.0.0.1:1"],
         ["erase"],
+        ["erase", "--tenant", "org-a", "--agent", ""],
         ["token", "--tenant", "org-a", "--key", "/etc/hostname"],
         ["no-such-command"],
         ["serve", "--no-such-option"],

@@ -608,6 +608,12 @@ def test_an_unusable_counters_file_is_begun_anew_and_one_without_a_place_is_refu
     CountersFile(file).raise_to({A: (3, 1)})
     CountersFile(file).raise_to({A: (2, 2)})
     assert CountersFile(file).counters == {A: (3, 2)}
+    kept = CountersFile(file)
+    (tmp_path / "store.counters.json.new").mkdir()  # in the way of the next writing
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="cannot be written"):
+            kept.raise_to({A: (9, 9)})
+        assert kept.counters == {A: (3, 2)}, "what is not on disk must not pass for it"
     with pytest.raises(StoreSetupError, match="cannot be written") as refused:
         CountersFile(Path("/proc/store.counters.json"))
     assert "\n" not in str(refused.value)
