@@ -8,7 +8,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final, NamedTuple
@@ -19,7 +19,6 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from agentidp_analytics.settings import Settings
 from clickhouse.commit import GroupCommit
 from clickhouse.daily import DailyRound
-from clickhouse.errors import StoreError
 from clickhouse.store import Store
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
@@ -208,14 +207,14 @@ def in_background(stack: contextlib.AsyncExitStack, work: Awaitable[None]) -> No
 
 
 async def _every_day(daily: DailyRound) -> None:
-    with contextlib.suppress(StoreError):  # a full disk, for one: the service starts all the same, and it comes again
-        await asyncio.to_thread(daily.resume)
+    work: Callable[[], object] = daily.resume
     while True:
-        await asyncio.sleep(daily.seconds_until_next())
         try:
-            await asyncio.to_thread(daily.run)
-        except Exception:  # whatever it was, tomorrow's round must come
+            await asyncio.to_thread(work)
+        except Exception:  # whatever it was (a full disk, for one), the next round must come
             logger.exception("the daily round failed and is tried again tomorrow")
+        await asyncio.sleep(daily.seconds_until_next())
+        work = daily.run
 
 
 async def until_signalled() -> None:

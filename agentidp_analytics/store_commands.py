@@ -177,7 +177,6 @@ def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run
         raise click.UsageError("--agent is empty; name an agent, or leave it out to erase all of the tenant")
     with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
         progress.say("rolling up ...")
-        store.upkeep.repair()
         if dry_run:
             removed = store.removal.preview(whose, agent)
         else:

@@ -9,7 +9,6 @@ from typing import Final
 
 from clickhouse.audit import Report, verify
 from clickhouse.connection import Connection
-from clickhouse.errors import StoreError
 from clickhouse.metrics import StoreMetrics
 from clickhouse.removal import Removal
 from clickhouse.upkeep import Upkeep
@@ -48,16 +47,13 @@ class DailyRound:
         return (due - now).total_seconds()
 
     def resume(self) -> None:
-        """Ends a removal that an earlier process left. Raises StoreError, logged."""
-        try:
-            self._removal.resume()
-        except StoreError as error:
-            logger.warning("an interrupted removal waits for the next daily round: %s", error)
-            raise
+        """Ends a removal that was interrupted, at the start or by yesterday's failure. Raises StoreError."""
+        self._removal.resume()
 
     def run(self) -> Report:
         """Drops what is older than the retention, then recounts yesterday and publishes the differences."""
         now = self._now()
+        self.resume()
         if self._retention_days is not None:
             removed = self._removal.retain(self._retention_days, now)
             if removed:

@@ -117,7 +117,7 @@ class Removal:
         self.resume()
         cutoff = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
         before = int(cutoff.timestamp())
-        with self._upkeep.exclusive() as let_write:
+        with self._upkeep.exclusive():
             if self._connection.rows(_MARKS_BEFORE, {"before": before}) != [(0,)]:
                 raise StoreUnavailableError("another process writes events that are older than the retention")
             # Two processes that do the same at once take away, and add to a counter, once: under one number. A later
@@ -130,9 +130,8 @@ class Removal:
             ]
             if removed:
                 self._begin(removed)
-            let_write()
-            self._delete_rollups_of(removed)
-        self._finish(removed)
+        if removed:
+            self._carry_out(removed)
         return removed
 
     def erase(self, tenant: TenantId, agent: str | None, now: datetime) -> Removed | None:
@@ -142,14 +141,12 @@ class Removal:
         """
         self.resume()
         removal_id = new_segment_id(int(now.timestamp() * 1000))
-        with self._upkeep.exclusive() as let_write:
+        with self._upkeep.exclusive():
             removed = self._counted(tenant, agent, removal_id)
             if removed is None:
                 return None
             self._begin([removed])
-            let_write()
-            self._delete_rollups_of([removed])
-        self._finish([removed])
+        self._carry_out([removed])
         return removed
 
     def preview(self, tenant: TenantId, agent: str | None) -> Removed | None:
@@ -164,9 +161,7 @@ class Removal:
             parts = [entry for entry in pending if entry.removal_id == removal_id]
             if self._mutations(removal_id):
                 logger.info("resuming an interrupted removal of %d tenants", len(parts))
-                with self._upkeep.paused():
-                    self._delete_rollups_of(parts)
-                self._finish(parts)
+                self._carry_out(parts)
             else:
                 logger.info("an interrupted removal of %d tenants had not begun and is withdrawn", len(parts))
                 self._record(parts, _WITHDRAWN)
@@ -190,24 +185,16 @@ class Removal:
         condition = f"({scope.events}) AND {{removal:UInt64}} = {{removal:UInt64}}"
         self._connection.command(self._delete("events", condition), parameters, mutations_sync=0)
 
-    def _delete_rollups_of(self, removed: Sequence[Removed]) -> None:
-        """Waits until the events are gone, then takes their rollups away. Nobody may recount meanwhile."""
-        if not removed or removed[0].agent_id:
-            return  # an agent's slots are recounted first: what is left of them belongs to others
-        self._wait_for_mutations(removed[0].removal_id)
-        self._mark_slots_left(removed[0])
-        self._delete_rollups(removed[0])
-
-    def _finish(self, removed: Sequence[Removed]) -> None:
-        if not removed:
-            return
+    def _carry_out(self, removed: Sequence[Removed]) -> None:
+        """What follows once the engine has the deletion. Where it was done before, doing it again is no work."""
         first = removed[0]
+        self._wait_for_mutations(first.removal_id)
         if first.agent_id:
-            self._wait_for_mutations(first.removal_id)
-            self._recount(_SLOTS_OF, first)
-            with self._upkeep.paused():
-                self._mark_slots_left(first)
-                self._delete_rollups(first)
+            self._recount(_SLOTS_OF, first)  # what is left of an agent's slots belongs to others
+        with self._upkeep.paused():
+            # Marked before their rollups go: until the recount, after a crash too, answers come from the events.
+            self._mark(_scope(first).slots_left, first)
+            self._delete_rollups(first)
         # What came while its day or tenant was being removed has lost its rollups with the others'.
         self._recount(_scope(first).slots_left, first)
         self._record(removed, _DONE)
@@ -219,10 +206,6 @@ class Removal:
         self._mark(slots_of, entry)
         with self._upkeep.exclusive():
             pass
-
-    def _mark_slots_left(self, entry: Removed) -> None:
-        """Before their rollups go: until the recount, after a crash too, answers then come from the events."""
-        self._mark(_scope(entry).slots_left, entry)
 
     def _mark(self, slots_of: str, entry: Removed) -> None:
         rows = self._connection.rows(slots_of, _scope(entry).parameters)

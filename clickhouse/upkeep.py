@@ -93,21 +93,20 @@ class Upkeep:
                 self._moved_at = time.monotonic()
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[Callable[[], None]]:
-        """Inside, nobody in this process recounts, nor writes until the given function is called.
+    def exclusive(self) -> Iterator[None]:
+        """Inside, nobody in this process writes or recounts: to be left soon, senders wait.
 
         All that was written before is in the rollups. Raises StoreUnavailableError while an insert whose outcome
         is unknown may still land.
         """
         self.repair()
         self.settle()  # most of the work, while others go on writing
-        with self.paused(), contextlib.ExitStack() as hold:
-            hold.enter_context(self._segments.held(self._connection.insert_timeout))
+        with self.paused(), self._segments.held(self._connection.insert_timeout):
             self._segments.seal()
             self._recount_landed()
             if self._segments.own_ids():
                 raise StoreUnavailableError("an insert whose outcome is unknown may still land", retry_after=30)
-            yield hold.close
+            yield
 
     def check(self) -> None:
         """Raises StoreUnavailableError when the thread has ended, or events wait too long for their recount."""

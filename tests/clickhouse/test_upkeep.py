@@ -475,6 +475,28 @@ def test_a_removal_waits_for_an_insert_of_unknown_outcome(
     assert connection.rows("SELECT count() FROM removals") == [(0,)]
 
 
+def test_the_daily_round_ends_an_interrupted_erasure_without_any_retention(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(connection)
+    rig.writer.write([*spread(30), *spread(20, B)])
+    record = rig.removal._record
+
+    def fail_at_the_end(removed: Sequence[Removed], done: int) -> None:
+        if done:
+            raise StoreError("failed here")
+        record(removed, done)
+
+    monkeypatch.setattr(rig.removal, "_record", fail_at_the_end)
+    with pytest.raises(StoreError, match="failed here"):
+        rig.removal.erase(TenantId(A), None, NOW)
+    monkeypatch.undo()
+    rig.daily(retention_days=None).run()
+    assert rig.removal.resume() == 0
+    rig.agree(Oracle(spread(20, B)))
+    assert verify(connection).differences == []
+
+
 def test_erasing_what_is_not_there_changes_nothing(connection: Connection) -> None:
     rig = Rig(connection)
     rig.writer.write(spread(30))
