@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from clickhouse.connection import Connection, quote_name
+from clickhouse.marks import Slot
 
 # One event for each identity, under one content: the smallest (outcome, agent_id). Everything that counts raw
 # events goes through this, so that no two answers can disagree about an event that was sent with two contents.
@@ -18,15 +22,12 @@ COUNTED_EVENTS: Final = """
     WHERE {where}
     GROUP BY tenant_id, issued_at, event_id"""
 
-# A chunk is a stretch of the marked slots, named by its bounds: a list of slots would outgrow a URL.
-_CHUNK: Final = """
-        SELECT {key} FROM marks
-        WHERE segment IN {{segments:Array(UInt64)}}
-            AND (tenant_id, slot) > ({{after_tenant:String}}, toDateTime({{after_slot:UInt32}}, 'UTC'))
-            AND (tenant_id, slot) <= ({{last_tenant:String}}, toDateTime({{last_slot:UInt32}}, 'UTC'))"""
-_SLOTS_OF_CHUNK: Final = _CHUNK.format(key="tenant_id, slot")
-_DAYS_OF_CHUNK: Final = _CHUNK.format(key="tenant_id, toDate(slot)")
-_RAW_OF_CHUNK: Final = f"(tenant_id, toStartOfFifteenMinutes(issued_at)) IN ({_SLOTS_OF_CHUNK})"
+# The slots themselves, not a subquery over the marks: the engine would plan and run that several times a statement,
+# for each index and once more for the rows, and a recount of a few slots consists of little else. Of the very types
+# of the columns: what has to be computed from a parameter is computed for every row.
+_SLOTS: Final = "{slots:Array(Tuple(String, DateTime('UTC')))}"
+_DAYS: Final = "{days:Array(Tuple(String, Date))}"
+_RAW_OF_SLOTS: Final = f"(tenant_id, toStartOfFifteenMinutes(issued_at)) IN {_SLOTS}"
 
 # In the statement: given beside it, the embedded engine's driver makes four statements of one.
 _IN_ORDER: Final = "SETTINGS optimize_aggregation_in_order = 1"
@@ -39,12 +40,12 @@ FROM
     SELECT tenant_id, slot, counted_agent AS agent,
         countIf(success) AS issued_here, countIf(NOT success) AS failed_here,
         maxIf(toUInt64(issued_at_ms), success) AS last_here
-    FROM ({COUNTED_EVENTS.replace("{where}", _RAW_OF_CHUNK)})
+    FROM ({COUNTED_EVENTS.replace("{where}", _RAW_OF_SLOTS)})
     GROUP BY tenant_id, slot, agent
     UNION ALL
     -- Zeros for agents that were here before: erased, or the other content of an event counts now.
     SELECT tenant_id, slot, agent_id, 0, 0, 0 FROM agent_slot
-    WHERE (tenant_id, slot) IN ({_SLOTS_OF_CHUNK})
+    WHERE (tenant_id, slot) IN {_SLOTS}
 )
 GROUP BY tenant_id, slot, agent
 {_IN_ORDER}"""
@@ -53,7 +54,7 @@ _FILL_TENANT_SLOT: Final = f"""
 INSERT INTO tenant_slot (tenant_id, slot, issued, failed, generation)
 SELECT tenant_id, slot, sum(issued), sum(failed), {{generation:UInt64}}
 FROM agent_slot FINAL
-WHERE (tenant_id, slot) IN ({_SLOTS_OF_CHUNK})
+WHERE (tenant_id, slot) IN {_SLOTS}
 GROUP BY tenant_id, slot
 {_IN_ORDER}"""
 
@@ -61,7 +62,7 @@ _FILL_AGENT_DAY: Final = f"""
 INSERT INTO agent_day (tenant_id, day, agent_id, issued, failed, generation)
 SELECT tenant_id, toDate(slot) AS day, agent_id, sum(issued), sum(failed), {{generation:UInt64}}
 FROM agent_slot FINAL
-WHERE (tenant_id, toDate(slot)) IN ({_DAYS_OF_CHUNK})
+WHERE (tenant_id, toDate(slot)) IN {_DAYS}
 GROUP BY tenant_id, day, agent_id
 {_IN_ORDER}"""
 
@@ -69,12 +70,12 @@ _FILL_TENANT_DAY: Final = f"""
 INSERT INTO tenant_day (tenant_id, day, issued, failed, last_issued_ms, generation)
 SELECT tenant_id, toDate(slot) AS day, sum(issued), sum(failed), max(last_issued_ms), {{generation:UInt64}}
 FROM agent_slot FINAL
-WHERE (tenant_id, toDate(slot)) IN ({_DAYS_OF_CHUNK})
+WHERE (tenant_id, toDate(slot)) IN {_DAYS}
 GROUP BY tenant_id, day
 {_IN_ORDER}"""
 
-_COUNTED_IN_CHUNK: Final = f"""
-SELECT sum(issued + failed) FROM tenant_slot FINAL WHERE (tenant_id, slot) IN ({_SLOTS_OF_CHUNK})"""
+_COUNTED_IN_SLOTS: Final = f"""
+SELECT sum(issued + failed) FROM tenant_slot FINAL WHERE (tenant_id, slot) IN {_SLOTS}"""
 
 _MARKED_SLOTS: Final = """
 SELECT DISTINCT tenant_id, toUnixTimestamp(slot) AS start FROM marks
@@ -90,6 +91,9 @@ SELECT max(newest) FROM
 )"""
 
 SLOTS_AT_ONCE: Final = 4_000
+# Of the slots' text: a server takes 128 KiB in one parameter (http_max_field_value_size).
+_CHUNK_BYTES: Final = 100_000
+_SLOT_BYTES: Final = 20  # without its tenant's name: ('', 1790000000),
 
 
 class Recompute(NamedTuple):
@@ -98,11 +102,6 @@ class Recompute(NamedTuple):
     slots: int
     gained: int
     seconds: float
-
-
-class _Chunk(NamedTuple):
-    bounds: dict[str, Any]  # parameters of _CHUNK
-    slots: int
 
 
 class Rollups:
@@ -131,7 +130,7 @@ class Rollups:
         self._wait_out_skew()
         for chunk in self._marked(segments):
             gained += self._recount(chunk)
-            slots += chunk.slots
+            slots += len(chunk)
             progress(slots)
         for segment in segments:
             self.drop_marks(segment)
@@ -149,34 +148,43 @@ class Rollups:
         else:
             self._connection.command(f"ALTER TABLE marks DROP PARTITION {int(segment)}")
 
-    def _recount(self, chunk: _Chunk) -> int:
+    def _recount(self, chunk: Sequence[Slot]) -> int:
         before = self._counted(chunk)
-        self._fill(_FILL_AGENT_SLOT, chunk)
+        self._fill(_FILL_AGENT_SLOT, slots=chunk)
         # What sums slots that other processes recount too takes its generation after ours landed.
         self._wait_out_skew()
-        for statement in (_FILL_TENANT_SLOT, _FILL_AGENT_DAY, _FILL_TENANT_DAY):
-            self._fill(statement, chunk)
+        self._fill(_FILL_TENANT_SLOT, slots=chunk)
+        days = sorted({(tenant, datetime.fromtimestamp(start, UTC).date()) for tenant, start in chunk})
+        self._fill(_FILL_AGENT_DAY, days=days)
+        self._fill(_FILL_TENANT_DAY, days=days)
         return self._counted(chunk) - before
 
-    def _counted(self, chunk: _Chunk) -> int:
-        return int(self._connection.rows(_COUNTED_IN_CHUNK, chunk.bounds)[0][0])
+    def _counted(self, chunk: Sequence[Slot]) -> int:
+        return int(self._connection.rows(_COUNTED_IN_SLOTS, {"slots": chunk})[0][0])
 
-    def _fill(self, statement: str, chunk: _Chunk) -> None:
+    def _fill(self, statement: str, **keys: Sequence[Any]) -> None:
         # A clock set back must not make new rows look older than the ones they replace.
         self._generation = max(self._generation + 1, time.time_ns())
-        self._connection.command(statement, {**chunk.bounds, "generation": self._generation})
+        self._connection.command(statement, {**keys, "generation": self._generation})
 
-    def _marked(self, segments: Sequence[int]) -> Iterator[_Chunk]:
-        after = ("", 0)
-        while True:
+    def _marked(self, segments: Sequence[int]) -> Iterator[Sequence[Slot]]:
+        """The slots marked in `segments`, in order, as many at once as fit into a statement."""
+        after, rest = ("", 0), True
+        while rest:
             parameters = {"segments": list(segments), "after_tenant": after[0], "after_slot": after[1]}
-            slots = self._connection.rows(_MARKED_SLOTS, {**parameters, "limit": SLOTS_AT_ONCE})
-            if slots:
-                after = slots[-1]
-                yield _Chunk({**parameters, "last_tenant": after[0], "last_slot": after[1]}, len(slots))
-            if len(slots) < SLOTS_AT_ONCE:
-                return
+            found = self._connection.rows(_MARKED_SLOTS, {**parameters, "limit": SLOTS_AT_ONCE})
+            chunk = _fitting(found)
+            rest = len(chunk) < len(found) or len(found) == SLOTS_AT_ONCE
+            if chunk:
+                after = chunk[-1]
+                yield chunk
 
     def _wait_out_skew(self) -> None:
         if self._skew_seconds:
             self._sleep(self._skew_seconds)
+
+
+def _fitting(slots: Sequence[Slot]) -> Sequence[Slot]:
+    """As many of the first of `slots` as fit into a parameter; at least one."""
+    ends = itertools.accumulate(len(tenant) + _SLOT_BYTES for tenant, _ in slots)
+    return slots[: max(1, bisect.bisect_right(list(ends), _CHUNK_BYTES))]
