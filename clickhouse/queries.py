@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from clickhouse.connection import Connection
@@ -19,7 +19,9 @@ SELECT DISTINCT toUnixTimestamp(slot) FROM marks
 WHERE tenant_id = {tenant:String} AND slot >= toDateTime({since:UInt32}, 'UTC')
     AND slot < toDateTime({until:UInt32}, 'UTC')"""
 
-_DIRTY: Final = "arrayMap(s -> toDateTime(s, 'UTC'), {dirty:Array(UInt32)})"
+# Of the very types of the columns: what has to be computed from a parameter is computed for every row.
+_DIRTY: Final = "{dirty:Array(DateTime('UTC'))}"
+_DIRTY_DAYS: Final = "{dirty_days:Array(Date)}"
 
 _LIVE_TAIL: Final = COUNTED_EVENTS.replace(
     "{where}",
@@ -34,8 +36,6 @@ _CLEAN_SLOTS: Final = f"""
 _ALL_SLOTS: Final = f"""{_CLEAN_SLOTS}
     UNION ALL
     SELECT slot, countIf(success) FROM ({_LIVE_TAIL}) GROUP BY slot"""
-
-_DIRTY_DAYS: Final = "arrayMap(s -> toDate(toDateTime(s, 'UTC')), {dirty:Array(UInt32)})"
 
 _CLEAN_DAYS: Final = f"""
     SELECT agent_id AS agent, issued FROM agent_day FINAL
@@ -132,8 +132,11 @@ class Queries:
         }
         parameters: dict[str, Any] = {"tenant": str(tenant), "since": day_start(since), "until": day_start(until)}
         dirty = [slot for (slot,) in self._connection.rows(_DIRTY_SLOTS, parameters, fence)]
+        days = sorted({datetime.fromtimestamp(slot, UTC).date() for slot in dirty})
         statement = question.with_tail if dirty else question.clean
-        return self._connection.rows(statement, {**parameters, **(page or {}), "dirty": dirty}, fence)
+        return self._connection.rows(
+            statement, {**parameters, **(page or {}), "dirty": dirty, "dirty_days": days}, fence
+        )
 
 
 def tenant_fence(tenant: TenantId, *, is_cluster: bool = False) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from clickhouse.connection import Connection, quote_name
+from clickhouse.marks import Slot
 
 # One event for each identity, under one content: the smallest (outcome, agent_id). Everything that counts raw
 # events goes through this, so that no two answers can disagree about an event that was sent with two contents.
@@ -18,15 +20,16 @@ COUNTED_EVENTS: Final = """
     WHERE {where}
     GROUP BY tenant_id, issued_at, event_id"""
 
-# A chunk is a stretch of the marked slots, named by its bounds: a list of slots would outgrow a URL.
-_CHUNK: Final = """
+# {slots} and {days} of the statements below: a stretch of the marks, or a list. The engine plans and runs a subquery
+# several times a statement, and that is most of a recount of a few slots; a list of thousands would cost still more.
+_STRETCH: Final = """(
         SELECT {key} FROM marks
         WHERE segment IN {{segments:Array(UInt64)}}
             AND (tenant_id, slot) > ({{after_tenant:String}}, toDateTime({{after_slot:UInt32}}, 'UTC'))
-            AND (tenant_id, slot) <= ({{last_tenant:String}}, toDateTime({{last_slot:UInt32}}, 'UTC'))"""
-_SLOTS_OF_CHUNK: Final = _CHUNK.format(key="tenant_id, slot")
-_DAYS_OF_CHUNK: Final = _CHUNK.format(key="tenant_id, toDate(slot)")
-_RAW_OF_CHUNK: Final = f"(tenant_id, toStartOfFifteenMinutes(issued_at)) IN ({_SLOTS_OF_CHUNK})"
+            AND (tenant_id, slot) <= ({{last_tenant:String}}, toDateTime({{last_slot:UInt32}}, 'UTC')))"""
+# Of the very types of the columns: what has to be computed from a parameter is computed for every row.
+_SLOT_LIST: Final = "{slots:Array(Tuple(String, DateTime('UTC')))}"
+_DAY_LIST: Final = "{days:Array(Tuple(String, Date))}"
 
 # In the statement: given beside it, the embedded engine's driver makes four statements of one.
 _IN_ORDER: Final = "SETTINGS optimize_aggregation_in_order = 1"
@@ -39,12 +42,12 @@ FROM
     SELECT tenant_id, slot, counted_agent AS agent,
         countIf(success) AS issued_here, countIf(NOT success) AS failed_here,
         maxIf(toUInt64(issued_at_ms), success) AS last_here
-    FROM ({COUNTED_EVENTS.replace("{where}", _RAW_OF_CHUNK)})
+    FROM ({COUNTED_EVENTS.replace("{where}", "(tenant_id, toStartOfFifteenMinutes(issued_at)) IN {slots}")})
     GROUP BY tenant_id, slot, agent
     UNION ALL
     -- Zeros for agents that were here before: erased, or the other content of an event counts now.
     SELECT tenant_id, slot, agent_id, 0, 0, 0 FROM agent_slot
-    WHERE (tenant_id, slot) IN ({_SLOTS_OF_CHUNK})
+    WHERE (tenant_id, slot) IN {{slots}}
 )
 GROUP BY tenant_id, slot, agent
 {_IN_ORDER}"""
@@ -53,7 +56,7 @@ _FILL_TENANT_SLOT: Final = f"""
 INSERT INTO tenant_slot (tenant_id, slot, issued, failed, generation)
 SELECT tenant_id, slot, sum(issued), sum(failed), {{generation:UInt64}}
 FROM agent_slot FINAL
-WHERE (tenant_id, slot) IN ({_SLOTS_OF_CHUNK})
+WHERE (tenant_id, slot) IN {{slots}}
 GROUP BY tenant_id, slot
 {_IN_ORDER}"""
 
@@ -61,7 +64,7 @@ _FILL_AGENT_DAY: Final = f"""
 INSERT INTO agent_day (tenant_id, day, agent_id, issued, failed, generation)
 SELECT tenant_id, toDate(slot) AS day, agent_id, sum(issued), sum(failed), {{generation:UInt64}}
 FROM agent_slot FINAL
-WHERE (tenant_id, toDate(slot)) IN ({_DAYS_OF_CHUNK})
+WHERE (tenant_id, toDate(slot)) IN {{days}}
 GROUP BY tenant_id, day, agent_id
 {_IN_ORDER}"""
 
@@ -69,12 +72,12 @@ _FILL_TENANT_DAY: Final = f"""
 INSERT INTO tenant_day (tenant_id, day, issued, failed, last_issued_ms, generation)
 SELECT tenant_id, toDate(slot) AS day, sum(issued), sum(failed), max(last_issued_ms), {{generation:UInt64}}
 FROM agent_slot FINAL
-WHERE (tenant_id, toDate(slot)) IN ({_DAYS_OF_CHUNK})
+WHERE (tenant_id, toDate(slot)) IN {{days}}
 GROUP BY tenant_id, day
 {_IN_ORDER}"""
 
-_COUNTED_IN_CHUNK: Final = f"""
-SELECT sum(issued + failed) FROM tenant_slot FINAL WHERE (tenant_id, slot) IN ({_SLOTS_OF_CHUNK})"""
+_COUNTED: Final = """
+SELECT sum(issued + failed) FROM tenant_slot FINAL WHERE (tenant_id, slot) IN {slots}"""
 
 _MARKED_SLOTS: Final = """
 SELECT DISTINCT tenant_id, toUnixTimestamp(slot) AS start FROM marks
@@ -90,6 +93,7 @@ SELECT max(newest) FROM
 )"""
 
 SLOTS_AT_ONCE: Final = 4_000
+SLOTS_IN_A_LIST: Final = 100
 
 
 class Recompute(NamedTuple):
@@ -100,9 +104,40 @@ class Recompute(NamedTuple):
     seconds: float
 
 
+class _Statements(NamedTuple):
+    """The statements of a recount, with one way to name the slots and their days."""
+
+    counted: str
+    agent_slot: str
+    tenant_slot: str
+    agent_day: str
+    tenant_day: str
+
+    @classmethod
+    def over(cls, slots: str, days: str) -> _Statements:
+        templates = (_COUNTED, _FILL_AGENT_SLOT, _FILL_TENANT_SLOT, _FILL_AGENT_DAY, _FILL_TENANT_DAY)
+        return cls(*(template.replace("{slots}", slots).replace("{days}", days) for template in templates))
+
+
+_OF_STRETCH: Final = _Statements.over(
+    _STRETCH.format(key="tenant_id, slot"), _STRETCH.format(key="tenant_id, toDate(slot)")
+)
+_OF_LIST: Final = _Statements.over(_SLOT_LIST, _DAY_LIST)
+
+
 class _Chunk(NamedTuple):
-    bounds: dict[str, Any]  # parameters of _CHUNK
     slots: int
+    statements: _Statements
+    keys: dict[str, Any]  # parameters that name the slots
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], stretch: dict[str, Any]) -> _Chunk:
+        """`stretch` has the parameters of _STRETCH but for the last slot."""
+        if len(slots) > SLOTS_IN_A_LIST:
+            tenant, start = slots[-1]
+            return cls(len(slots), _OF_STRETCH, {**stretch, "last_tenant": tenant, "last_slot": start})
+        days = {(tenant, datetime.fromtimestamp(start, UTC).date()) for tenant, start in slots}
+        return cls(len(slots), _OF_LIST, {"slots": slots, "days": sorted(days)})
 
 
 class Rollups:
@@ -151,20 +186,20 @@ class Rollups:
 
     def _recount(self, chunk: _Chunk) -> int:
         before = self._counted(chunk)
-        self._fill(_FILL_AGENT_SLOT, chunk)
+        self._fill(chunk.statements.agent_slot, chunk)
         # What sums slots that other processes recount too takes its generation after ours landed.
         self._wait_out_skew()
-        for statement in (_FILL_TENANT_SLOT, _FILL_AGENT_DAY, _FILL_TENANT_DAY):
+        for statement in (chunk.statements.tenant_slot, chunk.statements.agent_day, chunk.statements.tenant_day):
             self._fill(statement, chunk)
         return self._counted(chunk) - before
 
     def _counted(self, chunk: _Chunk) -> int:
-        return int(self._connection.rows(_COUNTED_IN_CHUNK, chunk.bounds)[0][0])
+        return int(self._connection.rows(chunk.statements.counted, chunk.keys)[0][0])
 
     def _fill(self, statement: str, chunk: _Chunk) -> None:
         # A clock set back must not make new rows look older than the ones they replace.
         self._generation = max(self._generation + 1, time.time_ns())
-        self._connection.command(statement, {**chunk.bounds, "generation": self._generation})
+        self._connection.command(statement, {**chunk.keys, "generation": self._generation})
 
     def _marked(self, segments: Sequence[int]) -> Iterator[_Chunk]:
         after = ("", 0)
@@ -173,7 +208,7 @@ class Rollups:
             slots = self._connection.rows(_MARKED_SLOTS, {**parameters, "limit": SLOTS_AT_ONCE})
             if slots:
                 after = slots[-1]
-                yield _Chunk({**parameters, "last_tenant": after[0], "last_slot": after[1]}, len(slots))
+                yield _Chunk.of(slots, parameters)
             if len(slots) < SLOTS_AT_ONCE:
                 return
 

@@ -17,9 +17,9 @@ from clickhouse.rollups import Recompute, Rollups
 
 logger = logging.getLogger(__name__)
 
-# From a segment's first event to its recount. A recount costs the same for one event as for a thousand, so this decides
-# what a few events a second cost. Answers do not wait for it, and the exporter's refresh interval is longer.
-PAUSE_SECONDS: Final = 3.0
+# From a segment's first event to its recount, just before a writer would end the segment itself. A recount costs the
+# same for one event as for a thousand, so this decides what a few events a second cost. Answers do not wait for it.
+PAUSE_SECONDS: Final = 4.5
 # Recomputing may take this share of the time at most: under load segments grow longer instead of work more frequent.
 _DUTY: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 10.0  # the exporter shows what is rolled up, so a pause is how far it lags

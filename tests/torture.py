@@ -25,6 +25,7 @@ from typing import Any
 
 from clickhouse.event import Event
 from clickhouse.marks import ORPHAN_AFTER_SECONDS
+from clickhouse.upkeep import PAUSE_SECONDS
 from tests.support.bridge.process import Bridge
 from tests.support.oracle import Oracle
 from tests.support.service import INGEST_TOKEN, ROOT, Service, request, run, wait_for
@@ -119,7 +120,9 @@ def torture(
             threads = [threading.Thread(target=_keep_sending, args=(client, service.url, stop)) for client in clients]
             for thread in threads:
                 thread.start()
-            time.sleep(pick.uniform(0.05, 0.6))  # the moment of the kill is the point of the test
+            # The moment of the kill is the point of the test: soon after a start's repair, or around a recount.
+            around_a_recount = pick.random() < 0.2
+            time.sleep(pick.uniform(PAUSE_SECONDS, PAUSE_SECONDS + 1) if around_a_recount else pick.uniform(0.05, 0.6))
             victim = bridge if bridge is not None and pick.random() < 0.7 else service
             victim.kill()
             outcome.kills += 1

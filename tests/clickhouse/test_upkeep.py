@@ -164,6 +164,7 @@ def test_the_thread_settles_by_itself(connection: Connection) -> None:
 def failing(monkeypatch: pytest.MonkeyPatch, rig: Rig, errors: list[BaseException]) -> None:
     """The next recomputes of the rig end with these errors, at a quick pace."""
     monkeypatch.setattr("clickhouse.upkeep._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("clickhouse.upkeep._LONGEST_PAUSE_SECONDS", 0.01)
     recompute = Rollups.recompute
 
     def fail(rollups: Rollups, *arguments: Any) -> Recompute:
