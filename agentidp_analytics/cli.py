@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -25,6 +28,8 @@ from query_api.http.tls import TlsFilesError
 from query_api.ingest.sources import SourceTokensError
 
 logger = logging.getLogger(__name__)
+
+_OUTPUT_ERRORS: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -119,6 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRORS:
+            raise
+        # Python would write what is left once more when it ends, and complain in its own way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            raise SystemExit(1) from None  # who read it has seen enough
+        _end(f"standard output cannot be written: {error.strerror}", 1)
 
 
 def _end(message: str, status: int) -> None:

@@ -46,15 +46,12 @@ class RemoteWriter:
 
         Raises StoreSetupError for a URL, token or file that cannot be used.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise StoreSetupError(f"--url {url} is no address of a service; give one such as http://127.0.0.1:3000")
+        scheme, self._host, self._port = _address(url)
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise StoreSetupError("--token-file holds no bearer token on its first line")
-        self._secure = parts.scheme == "https"
-        if not self._secure and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        self._secure = scheme == "https"
+        if not self._secure and self._host not in ("127.0.0.1", "::1", "localhost"):
             logger.warning("--url %s sends the ingest token over the network without TLS", url)
-        self._host, self._port = parts.hostname, parts.port
         self._headers = {
             "Authorization": f"Bearer {token}",
             "Content-Type": "application/x-ndjson",
@@ -88,11 +85,12 @@ class RemoteWriter:
             said = answer[:200].decode("utf-8", "replace")
             self._has_answered |= status != 0
             if status == 200:
-                self._require_all(json.loads(answer), count)
+                self._require_all(answer, count)
                 return
             if status not in (0, 429, 503):
                 raise StoreError(f"{self._url} answered {status}: {said}")
-            wait = float(retry_after) if retry_after.isdigit() else min(2.0**attempt / 4, _LONGEST_WAIT_SECONDS)
+            is_number = retry_after.isascii() and retry_after.isdigit()
+            wait = float(retry_after) if is_number else min(2.0**attempt / 4, _LONGEST_WAIT_SECONDS)
             self._on_wait(f"waiting for {self._url} ({status or said}), try {attempt + 2} of {_TRIES} ...")
             self._sleep(min(wait, _LONGEST_WAIT_SECONDS))
         raise StoreUnavailableError(
@@ -122,11 +120,36 @@ class RemoteWriter:
         finally:
             connection.close()
 
-    def _require_all(self, answer: dict[str, object], count: int) -> None:
-        if answer.get("accepted") != count:
+    def _require_all(self, body: bytes, count: int) -> None:
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict) or "accepted" not in answer:
+            said = body[:100].decode("utf-8", "replace")
+            raise StoreError(f"{self._url} answered 200 and not as this service does ({said!r}); is --url its address?")
+        if answer["accepted"] != count:
             rejected = answer.get("rejected")
             first = rejected[0] if isinstance(rejected, list) and rejected else answer
             raise StoreError(f"{self._url} refused events: {json.dumps(first)[:300]}")
+
+
+def _address(url: str) -> tuple[str, str, int | None]:
+    """(scheme, host, port) of a service's base URL. Raises StoreSetupError for any other."""
+    # Without what may be a password, wherever it stands.
+    wrong = f"--url {url.rpartition('@')[2]} is no address of a service; give one such as http://127.0.0.1:3000"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError as error:
+        raise StoreSetupError(wrong) from error
+    is_host = bool(host) and host.isprintable() and " " not in host and parts.username is None
+    if parts.scheme not in ("http", "https") or not is_host or port == 0:
+        raise StoreSetupError(wrong)
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise StoreSetupError(wrong)
+    return parts.scheme, host, port
 
 
 def _bodies(events: Sequence[Event]) -> Iterator[tuple[bytes, int]]:

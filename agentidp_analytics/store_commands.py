@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 import click
 from prometheus_client import CollectorRegistry
 
-from agentidp_analytics.backfill import Reject, backfill
+from agentidp_analytics.backfill import InputError, backfill
 from agentidp_analytics.ingest_client import RemoteWriter
 from agentidp_analytics.options import EXISTING_FILE, option, store_options
 from agentidp_analytics.progress import Progress
@@ -65,7 +64,7 @@ def ingest(
                 f"--rejects {rejects} is the input itself, which it would overwrite; give another file"
             )
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(_opened(rejects)) if rejects else None
+        keep = stack.enter_context(_kept(rejects)) if rejects else lambda line: None
         progress = stack.enter_context(Progress())
         store = None
         after_batch: Callable[[], None] = lambda: None  # noqa: E731
@@ -80,15 +79,11 @@ def ingest(
             token = token_file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
             write = RemoteWriter(url, token, ca_file=ca_file, on_wait=progress.say).write
 
-        def on_reject(reject: Reject) -> None:
-            if kept:
-                kept.write(reject.as_json() + "\n")
-
         tally = backfill(
             files,
             write,
             now_ms=lambda: int(time.time() * 1000),
-            on_reject=on_reject,
+            on_reject=lambda reject: keep(reject.as_json() + "\n"),
             on_progress=progress.events,
             after_batch=after_batch,
         )
@@ -105,11 +100,18 @@ def ingest(
         raise SystemExit(1)
 
 
-def _opened(rejects: Path) -> IO[str]:
+@contextlib.contextmanager
+def _kept(rejects: Path) -> Iterator[Callable[[str], object]]:
+    """What writes a line to the file. Raises click.UsageError if it cannot be opened, InputError if it is full."""
     try:
-        return rejects.open("w", encoding="utf-8")
+        file = rejects.open("w", encoding="utf-8")
     except OSError as error:
         raise click.UsageError(f"--rejects {rejects} cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            yield file.write
+    except OSError as error:
+        raise InputError(f"--rejects {rejects} cannot be written: {error.strerror}; what was read is stored") from error
 
 
 @click.command(name="export")
@@ -119,6 +121,7 @@ def export_command(dsn: str, cluster: str | None) -> None:
     with Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
         for lines in export(store.connection):
             sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()  # here, where a full disk is an error that is told
 
 
 @click.command(name="verify")
@@ -132,6 +135,8 @@ def verify_command(
     until: datetime | None,
 ) -> None:
     """Recounts raw events against the rollups and the exporter's totals; exit 1 and a table when they differ."""
+    if since and until and since > until:
+        raise click.UsageError(f"--since {since:%Y-%m-%d} is after --until {until:%Y-%m-%d}; exchange them")
     with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
         store.upkeep.repair()
         store.removal.resume()
@@ -173,6 +178,10 @@ def _print_report(report: Report) -> None:
 def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run: bool) -> None:
     """Removes a tenant's events and rollups, or one agent's; no Prometheus counter falls. Exit 1 if there are none."""
     whose = tenant_option(tenant)
+    try:
+        (agent or "").encode()
+    except UnicodeEncodeError:
+        raise click.UsageError(f"--agent {agent!r} is not UTF-8, and so the name of no agent") from None
     if agent == "":
         raise click.UsageError("--agent is empty; name an agent, or leave it out to erase all of the tenant")
     with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:

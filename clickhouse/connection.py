@@ -255,7 +255,9 @@ class Connection:
             # What answers at first contact may be anything, and the driver then fails in any way.
             if not opening and not isinstance(error, (OSError, ValueError)):
                 raise
-            raise StoreUnavailableError(f"the store at {self.address} failed: {type(error).__name__}") from error
+            # An embedded store has no secret that could stand in it.
+            what = redact_text(str(error), self.dsn)[:300] if self.embedded else ""
+            raise StoreUnavailableError(f"the store at {self.address} failed: {type(error).__name__} {what}") from error
 
     def _translated(self, error: ClickHouseError, *, writing: bool, opening: bool) -> StoreError:
         text = _SENT_SETTINGS.sub("/?...", redact_text(str(error), self.dsn))

@@ -6,6 +6,7 @@ read a lower counter as a restart of the process and the whole total as a burst 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,9 +24,9 @@ class CountersFile:
     """Highest published counters by tenant. Not thread-safe: the exporter's refresh is its only user."""
 
     def __init__(self, path: Path) -> None:
-        """Reads `path` if it is there; an unreadable one is logged and begun anew.
+        """Reads `path` if it is there; a damaged one is set aside, logged and begun anew.
 
-        Raises StoreSetupError if it cannot be written: no tenant could ever be shown.
+        Raises StoreSetupError if it cannot be read, or not written: counters could fall, or no tenant be shown.
         """
         self._path = path
         self.counters: dict[str, tuple[int, int]] = {}
@@ -34,8 +35,16 @@ class CountersFile:
             self.counters = {str(tenant): (int(issued), int(failed)) for tenant, (issued, failed) in read.items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            logger.warning("%s is not usable and begun anew: %s", path, error)
+        except OSError as error:
+            raise StoreSetupError(
+                f"{path} cannot be read ({error.strerror}), where published counters are kept beside the store; "
+                "make it readable, or put it back from a copy"
+            ) from error
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            damaged = path.with_name(path.name + ".damaged")
+            with contextlib.suppress(OSError):
+                path.replace(damaged)
+            logger.warning("%s is damaged (%s) and begun anew; it is now %s", path, error, damaged.name)
         try:
             self._write(self.counters)
         except OSError as error:

@@ -8,7 +8,7 @@ increase. Hence the two rules here: a counter never falls, and a new one is show
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from typing import TypeVar
 
@@ -70,9 +70,10 @@ class TenantCounters:
         self._other = (0, 0)  # what is shown of `_other`, and what that is above the sum of its tenants
         self._other_carry = (0, 0)
 
-    def update(self, fleet: Fleet) -> None:
-        """Takes in what the store says now.
+    def update(self, fleet: Fleet) -> Fleet:
+        """Takes in what the store says now; returns it with the counters that are to be recorded and shown.
 
+        They are higher than the store's if it says less than before, which it may when recording failed meanwhile.
         Raises ValueError, with nothing changed, if columns differ in length or a tenant comes twice: Prometheus
         would reject the whole scrape for one repeated series.
         """
@@ -84,6 +85,12 @@ class TenantCounters:
         self._issued = _larger(self._issued, self._by_place(fleet.tokens_issued))
         self._failures = _larger(self._failures, self._by_place(fleet.token_failures))
         self._sum_other(fleet.other or (0, 0))
+        places = [self._place[tenant_id] for tenant_id in fleet.tenant_id]
+        return replace(
+            fleet,
+            tokens_issued=[self._issued[place] for place in places],
+            token_failures=[self._failures[place] for place in places],
+        )
 
     def _sum_other(self, recorded: tuple[int, int]) -> None:
         """`_other` is the sum of its tenants, and what it showed for tenants that have left it since.

@@ -158,8 +158,7 @@ class Refresher:
         """In the worker thread. What cannot be recorded is not shown: after a restart it would fall."""
         for tenant_ids, at in zeros_scraped:
             self._counters.zeros_scraped(tenant_ids, at)
-        fleet = self._source.read()
-        self._counters.update(fleet)
+        fleet = self._counters.update(self._source.read())
         releasable = self._counters.releasable(self._timer())
         self._source.record(fleet, [t for t in releasable if t != OTHER], self._counters.other(releasable))
         self._counters.release(releasable)

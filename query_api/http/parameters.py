@@ -53,6 +53,8 @@ class Place(NamedTuple):
         month, tokens, agent = json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
         place = cls(datetime.strptime(month, "%Y-%m").date(), agent, tokens)
         is_place = isinstance(agent, str) and type(tokens) is int and 0 < tokens < 2**64
+        if is_place:
+            agent.encode()  # a lone surrogate is a ValueError here, and would be one of the engine's later
         if not is_place or place.encoded() != text:
             raise ValueError(text)
         return place

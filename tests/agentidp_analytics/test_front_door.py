@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import signal
 import subprocess
@@ -497,6 +498,43 @@ def test_rejects_never_overwrite_the_input_and_keep_every_byte(tmp_path: Path) -
     assert run("ingest", "--dsn", dsn, "--rejects", str(rejects), str(source)).returncode == 1
     kept = [json.loads(line)["text"] for line in rejects.read_text().splitlines()]
     assert [text.encode("utf-8", "surrogateescape") for text in kept] == [b"\xff", twice.rstrip()]
+
+
+def test_output_that_cannot_be_written_ends_with_a_line(tmp_path: Path) -> None:
+    source, dsn = tmp_path / "in.ndjson", f"chdb://{tmp_path / 'store'}"
+    source.write_bytes(ndjson(events(2_000)) + b"{}\n")
+    ended = run("ingest", "--dsn", dsn, "--rejects", "/dev/full", str(source))
+    assert (ended.returncode, "--rejects /dev/full cannot be written: No space left" in ended.stderr) == (1, True)
+    assert "Traceback" not in ended.stderr
+    command = [sys.executable, "-m", "agentidp_analytics", "export", "--dsn", dsn]
+    with Path("/dev/full").open("wb") as full:
+        full_disk = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=clean_environment(), check=False)
+    assert full_disk.returncode == 1
+    assert full_disk.stderr == b"agentidp-analytics: standard output cannot be written: No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    cut_off = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=clean_environment(), check=False)
+    os.close(writer)
+    assert (cut_off.returncode, cut_off.stderr) == (1, b"")
+
+
+def test_a_range_beyond_all_days_is_cut_to_those_that_there_are(tmp_path: Path) -> None:
+    source, dsn = tmp_path / "in.ndjson", f"chdb://{tmp_path / 'store'}"
+    source.write_bytes(ndjson(events(3)))
+    assert run("ingest", "--dsn", dsn, str(source)).returncode == 0
+    whole = run("verify", "--dsn", dsn)
+    assert whole.returncode == 0
+    ended = run("verify", "--dsn", dsn, "--since", "1900-01-01", "--until", "9999-12-31")
+    assert (ended.returncode, ended.stdout) == (0, whole.stdout), ended.stderr
+    nothing = run("verify", "--dsn", dsn, "--since", "2300-01-01")
+    assert (nothing.returncode, nothing.stdout) == (0, "0 days compared: 0 differences, 0 conflicting event ids\n")
+    turned = run("verify", "--dsn", dsn, "--since", "2026-02-01", "--until", "2026-01-31")
+    assert (turned.returncode, "--since 2026-02-01 is after --until 2026-01-31" in turned.stderr) == (2, True)
+
+
+def test_an_agent_that_no_event_can_name_is_refused_before_anything_is_erased(tmp_path: Path) -> None:
+    ended = run("erase", "--dsn", f"chdb://{tmp_path / 'store'}", "--tenant", "org-a", "--agent", "\udcff")
+    assert (ended.returncode, "--agent '\\udcff' is not UTF-8" in ended.stderr) == (2, True), ended.stderr
 
 
 def test_several_zst_frames_in_a_file_are_all_read(tmp_path: Path) -> None:

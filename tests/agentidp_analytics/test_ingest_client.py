@@ -31,6 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
     """Answers POST with the `answers` in turn, and then with success; None drops the connection."""
 
     answers: list[tuple[int, dict[str, str]] | None]
+    body: bytes | None = None  # of every answer, instead of the one that belongs to it
     seen: int = 0
     key: DevKey
 
@@ -47,6 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         status, headers = answer
         body = json.dumps({"accepted": 1, "rejected": []} if status == 200 else {"code": "X"}).encode()
+        body = body if self.server.body is None else self.server.body
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -118,6 +120,37 @@ def test_a_refusal_ends_at_once(status: int) -> None:
         with pytest.raises(StoreError, match=f"answered {status}"):
             remote.write(EVENTS)
     assert (server.seen, waits) == (1, [])
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"5", b"{}", b"\xff", b"[" * 100_000])
+def test_a_success_of_something_else_is_told(body: bytes) -> None:
+    with serving() as server:
+        server.body = body
+        remote, waits, _ = writer(server.server_port)
+        with pytest.raises(StoreError, match="not as this service does"):
+            remote.write(EVENTS)
+    assert waits == []
+
+
+@pytest.mark.parametrize("wait", ["\u00b2", "Wed, 21 Oct 2026 07:28:00 GMT", "-5", "1.5", ""])
+def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(wait: str) -> None:
+    with serving((503, {"Retry-After": wait}), (200, {})) as server:
+        remote, waits, _ = writer(server.server_port)
+        remote.write(EVENTS)
+    assert waits == [0.25]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://h:99999", "http://h:abc", "http://h:0", "http://[::1", "http://a..b", "http://a b", "http://", "h"),
+        *("http://user:secret@h", "http://h/path", "http://h#f", "http://h?q", "ftp://h"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused_at_once(url: str) -> None:
+    with pytest.raises(StoreSetupError, match="--url .* is no address of a service") as refused:
+        RemoteWriter(url, "a-token")
+    assert "secret" not in str(refused.value)
 
 
 def test_a_service_that_never_was_there_ends_after_seconds() -> None:

@@ -39,7 +39,8 @@ HOSTILE: dict[str, tuple[str, ...]] = {
     "--tenant-claim": ("",),
     "--token-types": ("", ",", "at+jwt,"),
     "--required-scope": ("", "a b", 'a"b', "ä"),
-    "--url": ("", "x", "ftp://h", "http://", "http://h/path", "https://h?x=1", "http://h:99999"),
+    "--url": ("", "x", "ftp://h", "http://", "http://h/path", "https://h?x=1", "http://h:99999", "http://h:abc",
+              "http://[::1", "http://a..b", "http://a b", "http://u:p@h", "http://h#f"),
     "--tenant": ("", "a b", "_other", "x" * 129, "ä", "a\n"),
     "--cluster": ("x",),  # of an embedded store
 }  # fmt: skip

@@ -628,6 +628,7 @@ def test_an_unusable_counters_file_is_begun_anew_and_one_without_a_place_is_refu
     file = tmp_path / "store.counters.json"
     file.write_text("{broken")
     assert CountersFile(file).counters == {}
+    assert file.with_name("store.counters.json.damaged").read_text() == "{broken"
     CountersFile(file).raise_to({A: (3, 1)})
     CountersFile(file).raise_to({A: (2, 2)})
     assert CountersFile(file).counters == {A: (3, 2)}
@@ -637,6 +638,10 @@ def test_an_unusable_counters_file_is_begun_anew_and_one_without_a_place_is_refu
         with pytest.raises(StoreUnavailableError, match="cannot be written"):
             kept.raise_to({A: (9, 9)})
         assert kept.counters == {A: (3, 2)}, "what is not on disk must not pass for it"
+    unreadable = tmp_path / "other.counters.json"
+    unreadable.symlink_to("/proc/self/mem")  # reading it fails with EIO: begun anew, counters would fall
+    with pytest.raises(StoreSetupError, match="cannot be read"):
+        CountersFile(unreadable)
     with pytest.raises(StoreSetupError, match="cannot be written") as refused:
         CountersFile(Path("/proc/store.counters.json"))
     assert "\n" not in str(refused.value)

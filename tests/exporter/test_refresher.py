@@ -115,6 +115,22 @@ def test_a_new_tenant_waits_for_a_real_scrape_and_is_remembered_before_it_is_sho
     asyncio.run(scenario())
 
 
+def test_what_is_recorded_is_what_is_shown_also_when_the_store_says_less_now() -> None:
+    async def scenario() -> None:
+        store = Store({"a": Tenant(issued=100)}, published="a")
+        async with running(store) as exporter:
+            store.tenants["a"] = Tenant(issued=150)
+            store.write_error = StoreUnavailableError("disk full")
+            await exporter.refresher.refresh_once()
+            store.tenants["a"] = Tenant(issued=120)
+            store.write_error = None
+            await exporter.refresher.refresh_once()
+            shown = samples((await curl(exporter.url())).decode())[ISSUED]
+            assert (store.recorded, shown) == ({"a": 150}, "150")
+
+    asyncio.run(scenario())
+
+
 class SlowStore(Store):
     """Blocks in `read` until it is let go, and notices two calls at once."""
 

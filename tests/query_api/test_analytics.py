@@ -157,7 +157,7 @@ def test_only_a_limit_and_a_place_of_a_list_are_taken(embedded_store: Connection
                 *(place(value) for value in (None, 5, (), "{}", "2026-11", ["2026-11", 3], ["2026-11", "3", "a"])),
                 *(place(["2026-11", count, "a"]) for count in (0, -1, 2**64, 1.5, None, "3")),
                 *(place([month, 3, "a"]) for month in ("2026-13", "2026-1", "", None, "2026-12", "2026-09", 5)),
-                *(place(["2026-11", 3, agent]) for agent in (None, 5, (), 1.5)),
+                *(place(["2026-11", 3, agent]) for agent in (None, 5, (), 1.5, "\ud800")),
             ):
                 reply = await api.get(f"{AGENTS}?after={after}")
                 assert (reply.status, reply.code) == (400, "VALIDATION_ERROR"), after

@@ -52,6 +52,7 @@ class Store:
         self.error: Exception | None = None  # raised by `read`
         self.write_error: Exception | None = None  # raised by `record`
         self.calls = 0
+        self.recorded: dict[str, int] = {}  # tokens issued of each tenant, as told last
 
     def read(self) -> Fleet:
         self.calls += 1
@@ -74,6 +75,7 @@ class Store:
     def record(self, fleet: Fleet, newly_published: Sequence[str], other: tuple[int, int] | None) -> None:
         if self.write_error is not None:
             raise self.write_error
+        self.recorded = dict(zip(fleet.tenant_id, fleet.tokens_issued, strict=True))
         self.published.update(newly_published)
         self.other = other or self.other
 
