@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from prometheus_client import CollectorRegistry
 
-from agentidp_analytics.backfill import InputError, backfill
+from agentidp_analytics.backfill import InputError, Reject, backfill
 from agentidp_analytics.ingest_client import RemoteWriter
 from agentidp_analytics.options import EXISTING_FILE, option, store_options
 from agentidp_analytics.progress import Progress
@@ -64,7 +64,7 @@ def ingest(
                 f"--rejects {rejects} is the input itself, which it would overwrite; give another file"
             )
     with contextlib.ExitStack() as stack:
-        keep = stack.enter_context(_kept(rejects)) if rejects else lambda line: None
+        keep = stack.enter_context(_kept(rejects)) if rejects else lambda reject: None
         progress = stack.enter_context(Progress())
         store = None
         after_batch: Callable[[], None] = lambda: None  # noqa: E731
@@ -83,7 +83,7 @@ def ingest(
             files,
             write,
             now_ms=lambda: int(time.time() * 1000),
-            on_reject=lambda reject: keep(reject.as_json() + "\n"),
+            on_reject=keep,
             on_progress=progress.events,
             after_batch=after_batch,
         )
@@ -101,15 +101,15 @@ def ingest(
 
 
 @contextlib.contextmanager
-def _kept(rejects: Path) -> Iterator[Callable[[str], object]]:
-    """What writes a line to the file. Raises click.UsageError if it cannot be opened, InputError if it is full."""
+def _kept(rejects: Path) -> Iterator[Callable[[Reject], None]]:
+    """What writes a rejected line to the file. Raises click.UsageError if it cannot be opened, InputError if full."""
     try:
         file = rejects.open("w", encoding="utf-8")
     except OSError as error:
         raise click.UsageError(f"--rejects {rejects} cannot be written: {error.strerror}") from error
     try:
         with file:
-            yield file.write
+            yield lambda reject: print(reject.as_json(), file=file)
     except OSError as error:
         raise InputError(f"--rejects {rejects} cannot be written: {error.strerror}; what was read is stored") from error
 

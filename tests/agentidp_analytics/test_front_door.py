@@ -172,6 +172,7 @@ def test_ingest_reads_plain_gz_zst_and_stdin_and_keeps_the_rejects(tmp_path: Pat
         ("broken.ndjson.zst", b"\x28\xb5\x2f\xfdbroken"),
         ("none.ndjson", None),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # gzip has the time in it, and workers compare names
 )
 def test_a_file_that_cannot_be_read_ends_with_its_name(tmp_path: Path, name: str, content: bytes | None) -> None:
     if content is not None:

@@ -1,14 +1,10 @@
-"""Hostile tokens over real HTTP: every case of hostile_tokens.py, the other settings, arbitrary bytes."""
+"""The verifier by itself: settings, answers, rare tokens, arbitrary bytes. The attacks are in tests/test_hostile.py."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
-import logging
 import re
-import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +15,6 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tests.query_api.auth.test_jwks as keys_tests
 from clickhouse.tenant import TenantId
 from query_api.auth.bearer_token import MAX_JSON_DEPTH, parse_json_object
 from query_api.auth.jwks import KeySet
@@ -31,16 +26,13 @@ from tests.support.hostile_tokens import (
     Attack,
     Issuer,
     JwksServer,
-    attacks,
     b64,
     bearer,
     complaints,
-    controls,
     public_jwk,
     send,
     to_json,
 )
-from tests.support.service import ROOT
 
 NOW = 1_800_000_000.0
 ISSUER = Issuer()
@@ -105,42 +97,6 @@ def service(loop: asyncio.Runner) -> Iterator[Service]:
     service = loop.run(context.__aenter__())
     yield service
     loop.run(context.__aexit__(None, None, None))
-
-
-@pytest.fixture(scope="module")
-def suite(service: Service) -> list[Attack]:
-    """The attacks again, with an address for `jku` and its like that would notice a visit."""
-    return attacks(ISSUER, NOW, f"{service.jwks.origin}/elsewhere")
-
-
-# The suite
-
-
-CONTROLS = controls(ISSUER, NOW)
-ATTACKS = attacks(ISSUER, NOW)
-
-
-@pytest.mark.parametrize("name", [control.id for control in CONTROLS])
-def test_control(name: str, loop: asyncio.Runner, service: Service) -> None:
-    control = next(control for control in CONTROLS if control.id == name)
-    assert complaints(control, loop.run(service.get(control)), ISSUER.tenant) == []
-
-
-@pytest.mark.parametrize("name", [attack.id for attack in ATTACKS])
-def test_attack(
-    name: str, suite: list[Attack], loop: asyncio.Runner, service: Service, caplog: pytest.LogCaptureFixture
-) -> None:
-    attack = next(attack for attack in suite if attack.id == name)
-    with caplog.at_level(logging.DEBUG):
-        answer = loop.run(service.get(attack))
-    assert complaints(attack, answer, ISSUER.tenant) == []
-    assert service.jwks.elsewhere_hits == 0
-    for _, value in attack.headers:
-        assert not any(part in caplog.text for part in value.decode("latin-1").split(".") if len(part) > 16)
-
-
-def test_suite_has_no_name_twice() -> None:
-    assert Counter(attack.id for attack in ATTACKS).most_common(1)[0][1] == 1
 
 
 # The answers
@@ -560,28 +516,3 @@ def test_json_depth_limit_does_not_depend_on_the_callers_depth() -> None:
     assert parse_json_object(fits)
     with pytest.raises(ValueError, match="deeply"):
         parse_json_object(b'{"x":' + fits + b"}")
-
-
-# The documentation
-
-
-DOCUMENT = ROOT / "docs" / "attacks.md"
-
-
-def test_documented_attacks_are_the_tested_ones() -> None:
-    rows = re.findall(r"^\| *(\d+) *\|.*\|([^|]*)\|$", DOCUMENT.read_text(), re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 31))
-    cases = Counter(attack.number for attack in ATTACKS)
-    functions = {
-        name
-        for module in (sys.modules[__name__], keys_tests)
-        for name, value in vars(module).items()
-        if name.startswith("test_") and inspect.isfunction(value)
-    }
-    for number, tests in rows:
-        named = re.findall(r"`([^`]+)`", tests)
-        assert named, f"row {number} names no test"
-        suite = [name for name in named if "[" in name]
-        assert suite == ([f"test_attack[{number.zfill(2)}-*]"] if cases[int(number)] else [])
-        assert f"({cases[int(number)]} cases)" in tests or not suite
-        assert set(named) - set(suite) <= functions
