@@ -6,7 +6,7 @@ RUNTIME := $(VENV)/.runtime
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install demo test lint torture bench lock audit clean tools
+.PHONY: help install demo test lint coverage torture bench lock audit clean tools
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: $(INSTALLED) ## Formatting, lint and types
 test: tools lint ## Everything that CI checks
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
+coverage: tools $(INSTALLED) ## The tests again, with the lines that none of them runs; fails below the floor
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report term $(PYTEST_ARGS)
+
 torture: $(INSTALLED) ## kill -9 and recount for SECONDS (default 60), SEED to repeat a run
 	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
@@ -49,6 +52,7 @@ bench: $(INSTALLED) ## Ratios, measured side by side
 	$(BIN)/python -m bench.commit
 	$(BIN)/python -m bench.attack
 	$(BIN)/python -m bench.flatness
+	$(BIN)/python -m bench.idle
 
 COMPILE := .cache/lock/bin/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --no-emit-index-url \
   --no-emit-find-links --no-emit-trusted-host --all-build-deps

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from clickhouse.connection import Connection
 from clickhouse.marks import day_start
-from clickhouse.rollups import COUNTED_EVENTS
+from clickhouse.rollups import COUNTED_EVENTS, OPEN_MARKS
 
 _RAW_CELLS: Final = (
     "SELECT tenant_id, slot, counted_agent AS agent, countIf(success) AS issued, countIf(NOT success) AS failed FROM ("
@@ -82,7 +82,7 @@ WHERE issued_at >= toDateTime64({since:UInt32}, 3, 'UTC') AND issued_at < toDate
 GROUP BY tenant_id, event_id HAVING times > 1 OR agents > 1 OR outcomes > 1
 ORDER BY tenant_id, event_id LIMIT {limit:UInt32}"""
 
-_DIRTY_DAYS: Final = "SELECT DISTINCT tenant_id, toDate(slot) FROM marks"
+_DIRTY_DAYS: Final = f"SELECT DISTINCT tenant_id, toDate(slot) FROM ({OPEN_MARKS})"
 
 _RANGE: Final = "SELECT toDate(min(issued_at)), toDate(max(issued_at)) FROM events HAVING count() > 0"
 _ROLLUP_RANGE: Final = "SELECT min(day), max(day) FROM tenant_day HAVING count() > 0"

@@ -56,7 +56,7 @@ class Segment:
 
     id: int
     opened: float  # monotonic seconds
-    marked: set[Slot] = field(default_factory=set)
+    marked: dict[str, set[int]] = field(default_factory=dict)  # tenant_id -> starts of its slots
     landed_rows: int = 0
     in_flight: int = 0
     not_before: float = 0.0  # monotonic seconds; an insert of unknown outcome may land until then
@@ -71,6 +71,7 @@ class Segments:
         self._sealed: list[Segment] = []
         self._ended = False
         self._held = False
+        self._are_all_known = False
 
     def enter(self, now_ms: int, monotonic: float) -> Segment:
         """The segment to write under; `leave` must follow."""
@@ -87,12 +88,13 @@ class Segments:
     def unmarked(self, segment: Segment, slots: set[Slot]) -> set[Slot]:
         """Those of `slots` that still need a mark."""
         with self._condition:
-            return slots - segment.marked
+            return {(tenant, start) for tenant, start in slots if start not in segment.marked.get(tenant, ())}
 
     def marks_are_durable(self, segment: Segment, slots: set[Slot]) -> None:
         """To be called only after the insert of these marks was answered."""
         with self._condition:
-            segment.marked |= slots
+            for tenant, start in slots:
+                segment.marked.setdefault(tenant, set()).add(start)
 
     def leave(self, segment: Segment, *, landed_rows: int, not_before: float = 0.0) -> None:
         """Ends one insert; `not_before` delays the recompute of one whose outcome is unknown."""
@@ -169,7 +171,19 @@ class Segments:
     def dirty_slots(self) -> int:
         """How many slots this process has marked and not yet recomputed."""
         with self._condition:
-            return sum(len(segment.marked) for segment in self._open())
+            return sum(len(starts) for segment in self._open() for starts in segment.marked.values())
+
+    def all_are_known(self) -> None:
+        """From now on no mark is open in the store but those of this process: nobody else writes, all is repaired."""
+        self._are_all_known = True
+
+    def dirty(self, tenant: str, since: int, until: int) -> list[int] | None:
+        """Starts of a tenant's slots in [since, until) seconds that the rollups may not know; None: ask the store."""
+        if not self._are_all_known:
+            return None
+        with self._condition:
+            starts = {start for segment in self._open() for start in segment.marked.get(tenant, ())}
+        return sorted(start for start in starts if since <= start < until)
 
     def oldest(self) -> float | None:
         """When the oldest segment that is not recomputed was opened, in monotonic seconds; None if there is none."""

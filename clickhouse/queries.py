@@ -8,16 +8,16 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from clickhouse.connection import Connection
-from clickhouse.marks import day_start
+from clickhouse.marks import Segments, day_start
 from clickhouse.rollups import COUNTED_EVENTS
 from clickhouse.tenant import TenantId
 
 # Marks are read before the rollups, never after: a slot whose recompute ends between the two reads is then read
 # from raw events (right) instead of from rollups as they were before it (wrong).
 _DIRTY_SLOTS: Final = """
-SELECT DISTINCT toUnixTimestamp(slot) FROM marks
+SELECT DISTINCT toUnixTimestamp(slot) FROM marks FINAL
 WHERE tenant_id = {tenant:String} AND slot >= toDateTime({since:UInt32}, 'UTC')
-    AND slot < toDateTime({until:UInt32}, 'UTC')"""
+    AND slot < toDateTime({until:UInt32}, 'UTC') AND open != 0"""
 
 # Of the very types of the columns: what has to be computed from a parameter is computed for every row.
 _DIRTY: Final = "{dirty:Array(DateTime('UTC'))}"
@@ -89,9 +89,10 @@ _TENANT_TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_
 class Queries:
     """Answers one tenant at a time. Blocking; may be called from many threads. Every method raises StoreError."""
 
-    def __init__(self, connection: Connection, seconds: float = 30.0) -> None:
-        """`seconds`: how long one statement may take before the engine ends it."""
+    def __init__(self, connection: Connection, segments: Segments, seconds: float = 30.0) -> None:
+        """`segments`: this process's own; `seconds`: how long one statement may take before the engine ends it."""
         self._connection = connection
+        self._segments = segments
         self._seconds = seconds
 
     def trend(self, tenant: TenantId, today: date, days: int) -> list[tuple[date, int]]:
@@ -131,7 +132,9 @@ class Queries:
             "max_execution_time": math.ceil(self._seconds),
         }
         parameters: dict[str, Any] = {"tenant": str(tenant), "since": day_start(since), "until": day_start(until)}
-        dirty = [slot for (slot,) in self._connection.rows(_DIRTY_SLOTS, parameters, fence)]
+        dirty = self._segments.dirty(str(tenant), parameters["since"], parameters["until"])
+        if dirty is None:
+            dirty = [slot for (slot,) in self._connection.rows(_DIRTY_SLOTS, parameters, fence)]
         days = sorted({datetime.fromtimestamp(slot, UTC).date() for slot in dirty})
         statement = question.with_tail if dirty else question.clean
         return self._connection.rows(

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from clickhouse.connection import Connection, quote_name
 from clickhouse.errors import StoreUnavailableError
 from clickhouse.marks import Slot, new_segment_id
+from clickhouse.rollups import OPEN_MARKS
 from clickhouse.tenant import TenantId
 from clickhouse.upkeep import Upkeep
 from clickhouse.writer import Writer
@@ -70,7 +71,7 @@ SELECT uniqExact(removal_id) FROM
     HAVING max(done) > 0 AND toUnixTimestamp(max(before)) = {before:UInt32}
 )"""
 
-_MARKS_BEFORE: Final = f"SELECT count() FROM marks WHERE {_OLD_SLOT}"
+_MARKS_BEFORE: Final = f"SELECT count() FROM ({OPEN_MARKS}) WHERE {_OLD_SLOT}"
 
 # Slots that still have events after a removal: they came while it ran.
 _SLOTS_LEFT: Final = "SELECT DISTINCT tenant_id, toUnixTimestamp(toStartOfFifteenMinutes(issued_at)) FROM events WHERE "
@@ -197,6 +198,10 @@ class Removal:
             self._delete_rollups(first)
         # What came while its day or tenant was being removed has lost its rollups with the others'.
         self._recount(_scope(first).slots_left, first)
+        if first.tenant_id and not first.before and not first.agent_id:
+            self._connection.command(
+                f"OPTIMIZE TABLE {self._target('marks')} FINAL"
+            )  # forgets the tenant's closed marks
         self._record(removed, _DONE)
         if first.agent_id:
             self._forget_name(first.removal_id)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from clickhouse.connection import Connection, quote_name
+from clickhouse.connection import Connection
 from clickhouse.marks import Slot
 
 # One event for each identity, under one content: the smallest (outcome, agent_id). Everything that counts raw
@@ -19,6 +19,9 @@ COUNTED_EVENTS: Final = """
     FROM events
     WHERE {where}
     GROUP BY tenant_id, issued_at, event_id"""
+
+# A mark that was closed twice is not 0 either: it is recounted once more, where a mark believed closed would be lost.
+OPEN_MARKS: Final = "SELECT tenant_id, slot, segment FROM marks GROUP BY tenant_id, slot, segment HAVING sum(open) != 0"
 
 # {slots} and {days} of the statements below: a stretch of the marks, or a list. The engine plans and runs a subquery
 # several times a statement, and that is most of a recount of a few slots; a list of thousands would cost still more.
@@ -84,6 +87,13 @@ SELECT DISTINCT tenant_id, toUnixTimestamp(slot) AS start FROM marks
 WHERE segment IN {segments:Array(UInt64)}
     AND (tenant_id, slot) > ({after_tenant:String}, toDateTime({after_slot:UInt32}, 'UTC'))
 ORDER BY tenant_id, slot LIMIT {limit:UInt32}"""
+
+_MARKED_SEGMENTS: Final = f"SELECT DISTINCT segment FROM ({OPEN_MARKS}) ORDER BY segment"
+
+_CLOSE: Final = """
+INSERT INTO marks (tenant_id, slot, segment, open)
+SELECT tenant_id, slot, segment, -sum(open) AS rest FROM marks WHERE segment IN {segments:Array(UInt64)}
+GROUP BY tenant_id, slot, segment HAVING rest != 0"""
 
 _NEWEST_GENERATION: Final = """
 SELECT max(newest) FROM
@@ -156,7 +166,7 @@ class Rollups:
         self._generation = connection.rows(_NEWEST_GENERATION)[0][0]
 
     def recompute(self, segments: Sequence[int], progress: Callable[[int], None] = lambda slots: None) -> Recompute:
-        """Recounts every slot marked in `segments`, all of whose inserts must have landed; then drops the marks.
+        """Recounts every slot marked in `segments`, all of whose inserts must have landed; then closes the marks.
 
         Idempotent: a crash at any point leaves the marks, and with them the work, for the next call.
         `progress` hears the slots done so far. Raises StoreError.
@@ -168,21 +178,16 @@ class Rollups:
             gained += self._recount(chunk)
             slots += chunk.slots
             progress(slots)
-        for segment in segments:
-            self.drop_marks(segment)
+        self.close_marks(segments)
         return Recompute(slots, gained, time.perf_counter() - started)
 
     def marked_segments(self) -> list[int]:
-        """Every segment that has marks, of this process or of any other."""
-        return [segment for (segment,) in self._connection.rows("SELECT DISTINCT segment FROM marks ORDER BY segment")]
+        """Every segment that has open marks, of this process or of any other."""
+        return [segment for (segment,) in self._connection.rows(_MARKED_SEGMENTS)]
 
-    def drop_marks(self, segment: int) -> None:
-        """Removes a segment's marks: from now on its slots are answered from the rollups."""
-        if self._connection.cluster:
-            on_cluster = f"ON CLUSTER {quote_name(self._connection.cluster)}"
-            self._connection.command(f"ALTER TABLE marks_local {on_cluster} DROP PARTITION {int(segment)}")
-        else:
-            self._connection.command(f"ALTER TABLE marks DROP PARTITION {int(segment)}")
+    def close_marks(self, segments: Sequence[int]) -> None:
+        """From now on the slots marked in `segments` and in no other are answered from the rollups."""
+        self._connection.command(_CLOSE, {"segments": list(segments)})
 
     def _recount(self, chunk: _Chunk) -> int:
         before = self._counted(chunk)

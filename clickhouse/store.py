@@ -70,7 +70,7 @@ class Store:
 
     def queries(self, seconds: float = 30.0) -> Queries:
         """The tenant's questions; the engine ends a statement after `seconds`."""
-        return Queries(self.connection, seconds)
+        return Queries(self.connection, self.segments, seconds)
 
     def totals(self) -> Totals:
         """All tenants' figures, remembered beside an embedded store too. Raises StoreSetupError if that cannot be."""

@@ -127,11 +127,17 @@ class Upkeep:
         with self._working:
             orphans = [segment for segment in self._rollups.marked_segments() if self._is_orphan(segment)]
             if not orphans:
+                self._all_is_repaired()
                 return None
             logger.info("repairing: %d segments of an earlier process were not rolled up", len(orphans))
             done = self._rollups.recompute(orphans, self._moving(progress))
             logger.info("repaired: %d slots recounted in %.1f s", done.slots, done.seconds)
+            self._all_is_repaired()
             return done
+
+    def _all_is_repaired(self) -> None:
+        if self._connection.embedded:
+            self._segments.all_are_known()
 
     def _is_orphan(self, segment: int) -> bool:
         if segment in self._segments.own_ids():

@@ -10,7 +10,7 @@ from clickhouse.connection import Connection
 from clickhouse.event import Event
 from clickhouse.marks import REMARK_AFTER_SECONDS, Segment, Segments, Slot, slot_start
 
-_MARK_COLUMNS: Final = ("segment", "tenant_id", "slot")
+_MARK_COLUMNS: Final = ("tenant_id", "slot", "segment", "open")
 
 
 class Writer:
@@ -59,5 +59,6 @@ class Writer:
         missing = self._segments.unmarked(segment, slots)
         if missing:
             tenants, starts = zip(*sorted(missing), strict=True)
-            self._connection.insert("marks", _MARK_COLUMNS, [[segment.id] * len(missing), tenants, starts])
+            count = len(missing)
+            self._connection.insert("marks", _MARK_COLUMNS, [tenants, starts, [segment.id] * count, [1] * count])
             self._segments.marks_are_durable(segment, missing)

@@ -11,6 +11,7 @@ import pytest
 
 from clickhouse.connection import Connection
 from clickhouse.event import Event
+from clickhouse.marks import Segments
 from clickhouse.queries import Queries, tenant_fence
 from clickhouse.tenant import TenantId
 from tests.support.rig import NOW, Rig
@@ -56,7 +57,7 @@ def test_a_query_without_its_where_gets_nothing_of_another_tenant(two_tenants: C
 
 @pytest.mark.parametrize("tenant", [None, OURS, "", b"org-ours", 7])
 def test_a_question_without_a_checked_tenant_does_not_run(two_tenants: Connection, tenant: object) -> None:
-    queries = Queries(two_tenants)
+    queries = Queries(two_tenants, Segments())
     for ask in (
         lambda: queries.trend(tenant, NOW.date(), 30),  # type: ignore[arg-type]
         lambda: queries.activity(tenant, NOW.date(), 30),  # type: ignore[arg-type]

@@ -21,16 +21,17 @@ ORDER BY (tenant_id, issued_at, event_id, agent_id, outcome)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
 -- Which 15-minute slots of a tenant may hold events that the rollups do not know yet. A mark is durable before
--- the first event of its slot is inserted; a segment is a partition, so closing it is one DROP PARTITION.
+-- the first event of its slot is inserted. `open` is 1 each time it is written, and as much less when it is closed:
+-- a mark is open while its sum is not 0, and merges forget the closed ones.
 CREATE TABLE IF NOT EXISTS marks
 (
-    segment UInt64,
     tenant_id LowCardinality(String),
-    slot DateTime('UTC')
+    slot DateTime('UTC'),
+    segment UInt64,
+    open Int64
 )
-ENGINE = MergeTree
-PARTITION BY segment
-ORDER BY (tenant_id, slot)
+ENGINE = SummingMergeTree(open)
+ORDER BY (tenant_id, slot, segment)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
 -- Rollups are recomputed, never added to: the row with the highest generation is the whole truth of its key, so a

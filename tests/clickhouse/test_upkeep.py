@@ -127,6 +127,58 @@ def test_marks_are_durable_before_the_events(connection: Connection, monkeypatch
     assert order == ["marks", "events", "events"]
 
 
+def test_closed_marks_are_forgotten_by_merges(connection: Connection) -> None:
+    rig = Rig(connection)
+    for number in range(3):
+        rig.writer.write([event(number)])
+        rig.upkeep.settle()
+    assert connection.rows("SELECT sum(open) FROM marks") == [(0,)]
+    connection.command("OPTIMIZE TABLE marks FINAL")
+    assert connection.rows("SELECT count() FROM marks") == [(0,)]
+    rig.agree(Oracle(event(number) for number in range(3)))
+
+
+def test_marks_closed_twice_are_recounted_once_more(connection: Connection) -> None:
+    """Two processes take over what a third has left, at the same moment."""
+    rig = Rig(connection)
+    rig.writer.write([event(1)])
+    (segment,) = rig.segments.own_ids()
+    marks = connection.rows("SELECT tenant_id, toUnixTimestamp(slot), segment, -open FROM marks")
+    rig.upkeep.settle()
+    connection.insert("marks", ("tenant_id", "slot", "segment", "open"), list(zip(*marks, strict=True)))
+    connection.command("OPTIMIZE TABLE marks FINAL")
+    assert connection.rows("SELECT segment, open FROM marks") == [(segment, -1)]
+    rig.agree(Oracle([event(1)]))
+    later = NOW + timedelta(seconds=ORPHAN_AFTER_SECONDS + 1)
+    other = Rig(connection, clock=later.timestamp)
+    assert other.upkeep.repair() is not None
+    assert other.open_marks() == 0
+    other.agree(Oracle([event(1)]))
+
+
+def test_a_mark_that_was_written_twice_is_closed_once(connection: Connection) -> None:
+    """The first insert got no answer and landed all the same."""
+    rig = Rig(connection)
+    rig.writer.write([event(1)])
+    marks = connection.rows("SELECT tenant_id, toUnixTimestamp(slot), segment, open FROM marks")
+    connection.insert("marks", ("tenant_id", "slot", "segment", "open"), list(zip(*marks, strict=True)))
+    rig.upkeep.settle()
+    assert rig.open_marks() == 0
+
+
+def test_a_mark_that_lands_after_its_segment_was_closed_is_open_until_it_is_repaired(connection: Connection) -> None:
+    rig = Rig(connection)
+    rig.writer.write([event(1)])
+    marks = connection.rows("SELECT tenant_id, toUnixTimestamp(slot), segment, open FROM marks")
+    rig.upkeep.settle()
+    connection.insert("marks", ("tenant_id", "slot", "segment", "open"), list(zip(*marks, strict=True)))
+    assert rig.open_marks() == 1
+    rig.agree(Oracle([event(1)]))
+    later = NOW + timedelta(seconds=ORPHAN_AFTER_SECONDS + 1)
+    Rig(connection, clock=later.timestamp).upkeep.repair()
+    assert rig.open_marks() == 0
+
+
 def test_an_insert_of_unknown_outcome_keeps_its_marks(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(connection)
     insert = connection.insert
@@ -548,6 +600,8 @@ def test_erasing_a_tenant_leaves_the_others_and_its_counter_comes_back_no_lower(
     rig.shown()
     rig.removal.erase(TenantId(A), None, NOW)
     rig.agree(Oracle(spread(20, B)))
+    for table in ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day"):
+        assert connection.rows(f"SELECT count() FROM {table} WHERE tenant_id = 'org-a'") == [(0,)], table
     assert dict(zip(rig.shown().tenant_id, rig.shown().present, strict=True)) == {A: False, B: True}
     rig.writer.write([event(7777)])
     rig.upkeep.settle()

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from clickhouse.connection import Connection
 from clickhouse.fleet import Fleet
+from clickhouse.rollups import OPEN_MARKS
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 from clickhouse.totals import Totals
@@ -37,6 +38,10 @@ class Rig(Store):
                 assert self.asked.trend(name, today, span) == oracle.trend(tenant, today, span)
                 assert self.asked.activity(name, today, span) == oracle.activity(tenant, today, span)
             assert self.asked.agents(name, today) == oracle.agents(tenant, today)
+
+    def open_marks(self) -> int:
+        """How many marks of all processes are open."""
+        return int(self.connection.rows(f"SELECT count() FROM ({OPEN_MARKS})")[0][0])
 
     def shown(self) -> Fleet:
         """What the exporter would show now: read, and recorded before it is shown."""
