@@ -70,7 +70,7 @@ _COUNTERS_ABOVE: Final = """
 SELECT tenant_id, sum(countable), max(shown) FROM
 (
     SELECT tenant_id, sum(issued) AS countable, 0 AS shown FROM tenant_day FINAL GROUP BY tenant_id
-    UNION ALL SELECT tenant_id, max(issued), 0 FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 1
+    UNION ALL SELECT tenant_id, max(issued), 0 FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 2
     UNION ALL SELECT tenant_id, 0, max(issued) FROM counters WHERE tenant_id != '_other' GROUP BY tenant_id
 )
 GROUP BY tenant_id HAVING max(shown) > sum(countable) ORDER BY tenant_id"""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Final
 
-from clickhouse.connection import INSERT_SECONDS
+from clickhouse.connection import INSERT_SECONDS, Connection
 from clickhouse.errors import StoreUnavailableError
 
 SLOT_MS: Final = 15 * 60 * 1000
@@ -50,6 +50,13 @@ def segment_made_at_ms(segment_id: int) -> int:
     return segment_id >> _RANDOM_BITS
 
 
+def insert_marks(connection: Connection, segment: int, slots: Collection[Slot]) -> None:
+    """Marks `slots` in a segment; returns once that is durable. Raises StoreUnavailableError: some may be marked."""
+    tenants, starts = zip(*sorted(slots), strict=True)
+    columns = [tenants, starts, [segment] * len(tenants), [1] * len(tenants)]
+    connection.insert("marks", ("tenant_id", "slot", "segment", "open"), columns)
+
+
 @dataclass
 class Segment:
     """Inserts under way and slots marked; guarded by the lock of its `Segments`."""
@@ -60,6 +67,10 @@ class Segment:
     landed_rows: int = 0
     in_flight: int = 0
     not_before: float = 0.0  # monotonic seconds; an insert of unknown outcome may land until then
+
+    def slots(self) -> Iterator[Slot]:
+        """Every slot marked in it."""
+        return ((tenant, start) for tenant, starts in self.marked.items() for start in starts)
 
 
 class Segments:

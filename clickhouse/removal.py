@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from clickhouse.connection import Connection, quote_name
 from clickhouse.errors import StoreUnavailableError
-from clickhouse.marks import Slot, new_segment_id
+from clickhouse.marks import ORPHAN_AFTER_SECONDS, Slot, new_segment_id
 from clickhouse.rollups import OPEN_MARKS
 from clickhouse.tenant import TenantId
 from clickhouse.upkeep import Upkeep
@@ -28,8 +28,9 @@ from clickhouse.writer import Writer
 logger = logging.getLogger(__name__)
 
 _COLUMNS: Final = ("tenant_id", "removal_id", "agent_id", "before", "issued", "failed", "done")
-# Values of `done`; max() is what counts, so a withdrawn removal never comes back.
-_PENDING, _DONE, _WITHDRAWN = 0, 1, 2
+# Values of `done`; the highest one counts. What one process withdraws, because the engine does not know of it yet,
+# another one may just be telling the engine: then it is done all the same.
+_PENDING, _WITHDRAWN, _DONE = 0, 1, 2
 
 _OLDER_THAN: Final = """
 SELECT tenant_id, sum(issued), sum(failed) FROM tenant_day FINAL
@@ -57,27 +58,32 @@ _WHOSE: Final = "tenant_id = {tenant:String} AND ({agent:String} = '' OR agent_i
 _EVENTS_OF: Final = f"SELECT count() FROM events WHERE {_WHOSE}"
 _SLOTS_OF: Final = f"SELECT DISTINCT tenant_id, toUnixTimestamp(slot) FROM agent_slot WHERE {_WHOSE}"
 
-_PENDING_REMOVALS: Final = """
-SELECT tenant_id, removal_id, max(agent_id), toUnixTimestamp(max(before)), max(issued), max(failed)
-FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 0"""
+_UNFINISHED_REMOVALS: Final = """
+SELECT tenant_id, removal_id, max(agent_id), toUnixTimestamp(max(before)), max(issued), max(failed), max(done)
+FROM removals GROUP BY tenant_id, removal_id HAVING max(done) < 2"""
 
 _NAMED_BUT_OVER: Final = """
-SELECT removal_id FROM removals GROUP BY tenant_id, removal_id HAVING max(done) > 0 AND max(agent_id) != ''"""
+SELECT removal_id FROM removals GROUP BY tenant_id, removal_id
+HAVING max(agent_id) != '' AND (max(done) = 2 OR max(done) = 1 AND removal_id < {long_ago:UInt64})"""
 
 _REMOVALS_BEFORE: Final = """
 SELECT uniqExact(removal_id) FROM
 (
     SELECT removal_id FROM removals GROUP BY tenant_id, removal_id
-    HAVING max(done) > 0 AND toUnixTimestamp(max(before)) = {before:UInt32}
+    HAVING max(done) = 2 AND toUnixTimestamp(max(before)) = {before:UInt32}
 )"""
 
-_MARKS_BEFORE: Final = f"SELECT count() FROM ({OPEN_MARKS}) WHERE {_OLD_SLOT}"
+# Open segments with marks of what is going to be removed: here, of other processes.
+_SEGMENTS_OF: Final = f"SELECT DISTINCT segment FROM ({OPEN_MARKS}) WHERE {_WHOSE_TENANT}"
+_OLD_SEGMENTS: Final = f"SELECT DISTINCT segment FROM ({OPEN_MARKS}) WHERE {_OLD_SLOT}"
 
 # Slots that still have events after a removal: they came while it ran.
 _SLOTS_LEFT: Final = "SELECT DISTINCT tenant_id, toUnixTimestamp(toStartOfFifteenMinutes(issued_at)) FROM events WHERE "
 _OLD_SLOTS_LEFT: Final = _SLOTS_LEFT + _OLD
 _WHOSE_SLOTS_LEFT: Final = _SLOTS_LEFT + _WHOSE
 
+_FORGET_AFTER_MS: Final = 3_600_000  # a withdrawn removal keeps the name for this long: it may yet be carried out
+_FOREIGN_SECONDS: Final = 2 * ORPHAN_AFTER_SECONDS  # other processes' segments are recounted, or taken over, by then
 _POLL_SECONDS: Final = 0.05
 _LONGEST_POLL_SECONDS: Final = 2.0
 
@@ -99,6 +105,7 @@ class _Scope(NamedTuple):
     events: str
     rollups: dict[str, str]  # table -> condition
     slots_left: str
+    segments: str
     parameters: dict[str, Any]
 
 
@@ -106,8 +113,15 @@ class Removal:
     """Runs in the process that writes, one removal at a time. Blocking; every method raises StoreError."""
 
     def __init__(
-        self, connection: Connection, writer: Writer, upkeep: Upkeep, *, sleep: Callable[[float], None] = time.sleep
+        self,
+        connection: Connection,
+        writer: Writer,
+        upkeep: Upkeep,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._clock = clock
         self._connection = connection
         self._writer = writer
         self._upkeep = upkeep
@@ -118,9 +132,8 @@ class Removal:
         self.resume()
         cutoff = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
         before = int(cutoff.timestamp())
+        self._wait_for_others(_OLD_SEGMENTS, {"before": before})
         with self._upkeep.exclusive():
-            if self._connection.rows(_MARKS_BEFORE, {"before": before}) != [(0,)]:
-                raise StoreUnavailableError("another process writes events that are older than the retention")
             # Two processes that do the same at once take away, and add to a counter, once: under one number. A later
             # one of the same day, for what came since, has another.
             number = self._connection.rows(_REMOVALS_BEFORE, {"before": before})[0][0]
@@ -142,6 +155,7 @@ class Removal:
         """
         self.resume()
         removal_id = new_segment_id(int(now.timestamp() * 1000))
+        self._wait_for_others(_SEGMENTS_OF, {"tenant": str(tenant)})
         with self._upkeep.exclusive():
             removed = self._counted(tenant, agent, removal_id)
             if removed is None:
@@ -157,18 +171,24 @@ class Removal:
 
     def resume(self) -> int:
         """Ends what an interruption left; returns how many tenants' removals that were."""
-        pending = [Removed(*row) for row in self._connection.rows(_PENDING_REMOVALS)]
-        for removal_id in {entry.removal_id for entry in pending}:
-            parts = [entry for entry in pending if entry.removal_id == removal_id]
-            if self._mutations(removal_id):
+        resumed = 0
+        unfinished = self._connection.rows(_UNFINISHED_REMOVALS)
+        for removal_id in sorted({row[1] for row in unfinished}):
+            parts = [Removed(*row[:-1]) for row in unfinished if row[1] == removal_id]
+            is_new = any(row[-1] == _PENDING for row in unfinished if row[1] == removal_id)
+            if self._mutations("events", removal_id):
                 logger.info("resuming an interrupted removal of %d tenants", len(parts))
                 self._carry_out(parts)
-            else:
+                resumed += len(parts)
+            elif is_new:
                 logger.info("an interrupted removal of %d tenants had not begun and is withdrawn", len(parts))
                 self._record(parts, _WITHDRAWN)
-        for (removal_id,) in self._connection.rows(_NAMED_BUT_OVER):
+                resumed += len(parts)
+        # Nobody else is at work on an embedded store.
+        older_than = int(self._clock() * 1000) + (1 if self._connection.embedded else -_FORGET_AFTER_MS)
+        for (removal_id,) in self._connection.rows(_NAMED_BUT_OVER, {"long_ago": new_segment_id(older_than, 0)}):
             self._forget_name(removal_id)
-        return len(pending)
+        return resumed
 
     def _counted(self, tenant: TenantId, agent: str | None, removal_id: int) -> Removed | None:
         whose = {"tenant": str(tenant), "agent": agent or ""}
@@ -182,14 +202,14 @@ class Removal:
         """From here on it will be carried out, by whoever resumes it. Nobody may write meanwhile."""
         scope = _scope(removed[0])
         self._record(removed, _PENDING)
-        parameters = {**scope.parameters, "removal": removed[0].removal_id}
-        condition = f"({scope.events}) AND {{removal:UInt64}} = {{removal:UInt64}}"
-        self._connection.command(self._delete("events", condition), parameters, mutations_sync=0)
+        self._mutate("events", f"DELETE WHERE {scope.events}", scope.parameters, removed[0].removal_id)
 
     def _carry_out(self, removed: Sequence[Removed]) -> None:
         """What follows once the engine has the deletion. Where it was done before, doing it again is no work."""
         first = removed[0]
-        self._wait_for_mutations(first.removal_id)
+        self._wait_for_mutations(["events"], first.removal_id)
+        # A recount that began before the deletion would bring rollups back after they were removed.
+        self._wait_for_others(_scope(first).segments, _scope(first).parameters)
         if first.agent_id:
             self._recount(_SLOTS_OF, first)  # what is left of an agent's slots belongs to others
         with self._upkeep.paused():
@@ -222,38 +242,66 @@ class Removal:
         """A mutation rewrites the parts at once: what was erased is gone from the disk, not hidden."""
         scope = _scope(entry)
         for table, condition in scope.rollups.items():
-            self._connection.command(self._delete(table, condition), scope.parameters, mutations_sync=2)
+            self._mutate(table, f"DELETE WHERE {condition}", scope.parameters, entry.removal_id)
+        self._wait_for_mutations(list(scope.rollups), entry.removal_id)
 
-    def _mutations(self, removal_id: int) -> list[tuple[Any, ...]]:
-        """(is it done, why it last failed) of each replica that knows the removal's deletion of events."""
+    def _mutate(self, table: str, change: str, parameters: Mapping[str, Any], removal_id: int) -> None:
+        """Tells the engine, and does not wait: a client's time-out would call one that goes on failed."""
+        self._connection.command(
+            f"ALTER TABLE {self._target(table)} {change} AND {{removal:UInt64}} = {{removal:UInt64}}",
+            {**parameters, "removal": removal_id},
+            mutations_sync=0,
+        )
+
+    def _mutations(self, table: str, removal_id: int) -> list[tuple[Any, ...]]:
+        """(is it done, why it last failed) of each replica that knows of the removal's mutation of `table`."""
         cluster = self._connection.cluster
         mutations = f"clusterAllReplicas({quote_name(cluster)}, system.mutations)" if cluster else "system.mutations"
         # The removal's number stands in its statement, which the engine remembers.
         return self._connection.rows(
-            f"SELECT is_done, latest_fail_reason FROM {mutations} "
-            "WHERE database = currentDatabase() AND position(command, toString({removal:UInt64})) > 0",
-            {"removal": removal_id},
+            f"SELECT is_done, latest_fail_reason FROM {mutations} WHERE database = currentDatabase() "
+            "AND table IN ({table:String}, concat({table:String}, '_local')) "
+            "AND position(command, toString({removal:UInt64})) > 0",
+            {"table": table, "removal": removal_id},
         )
 
-    def _wait_for_mutations(self, removal_id: int) -> None:
+    def _wait_for_mutations(self, tables: Sequence[str], removal_id: int) -> None:
         """Raises StoreUnavailableError when the engine cannot carry one out now; it goes on trying by itself."""
         pause = _POLL_SECONDS
-        while unfinished := [reason for is_done, reason in self._mutations(removal_id) if not is_done]:
+        while unfinished := [
+            reason for table in tables for is_done, reason in self._mutations(table, removal_id) if not is_done
+        ]:
             if any(unfinished):
                 raise StoreUnavailableError(f"events cannot be deleted now: {max(unfinished)[:300]}", retry_after=60)
             self._sleep(pause)
             pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+
+    def _wait_for_others(self, segments_of: str, parameters: Mapping[str, Any]) -> None:
+        """Returns when the other processes' segments that are open now are recounted.
+
+        Raises StoreUnavailableError if they are not after a while; of those whose process is gone this one takes care.
+        """
+        if self._connection.embedded:
+            return
+        found = {segment for (segment,) in self._connection.rows(segments_of, parameters)}
+        waiting = found - self._upkeep.own_segments()
+        deadline = time.monotonic() + _FOREIGN_SECONDS
+        pause = _POLL_SECONDS
+        while waiting:
+            if time.monotonic() > deadline:
+                raise StoreUnavailableError("another process does not end its recount of what is to be removed", 60)
+            self._sleep(pause)
+            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+            self._upkeep.repair()
+            waiting &= {segment for (segment,) in self._connection.rows(segments_of, parameters)}
 
     def _record(self, removed: Sequence[Removed], done: int) -> None:
         rows = [(*entry, done) for entry in removed]
         self._connection.insert("removals", _COLUMNS, list(zip(*rows, strict=True)))
 
     def _forget_name(self, removal_id: int) -> None:
-        forget = f"ALTER TABLE {self._target('removals')} UPDATE agent_id = '' WHERE removal_id = {{removal:UInt64}}"
-        self._connection.command(forget, {"removal": removal_id}, mutations_sync=2)
-
-    def _delete(self, table: str, condition: str) -> str:
-        return f"ALTER TABLE {self._target(table)} DELETE WHERE {condition}"
+        self._mutate("removals", "UPDATE agent_id = '' WHERE removal_id = {removal:UInt64}", {}, removal_id)
+        self._wait_for_mutations(["removals"], removal_id)
 
     def _target(self, table: str) -> str:
         return (
@@ -266,8 +314,10 @@ class Removal:
 def _scope(entry: Removed) -> _Scope:
     if entry.before:
         rollups = {"agent_slot": _OLD_SLOT, "tenant_slot": _OLD_SLOT, "agent_day": _OLD_DAY, "tenant_day": _OLD_DAY}
-        return _Scope(_OLD, rollups, _OLD_SLOTS_LEFT, {"before": entry.before})
+        return _Scope(_OLD, rollups, _OLD_SLOTS_LEFT, _OLD_SEGMENTS, {"before": entry.before})
     rollups = {"agent_slot": _WHOSE, "agent_day": _WHOSE}
     if not entry.agent_id:
         rollups |= {"tenant_slot": _WHOSE_TENANT, "tenant_day": _WHOSE_TENANT}
-    return _Scope(_WHOSE, rollups, _WHOSE_SLOTS_LEFT, {"tenant": entry.tenant_id, "agent": entry.agent_id})
+    return _Scope(
+        _WHOSE, rollups, _WHOSE_SLOTS_LEFT, _SEGMENTS_OF, {"tenant": entry.tenant_id, "agent": entry.agent_id}
+    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from clickhouse.connection import Connection
-from clickhouse.marks import Slot
+from clickhouse.errors import StoreUnavailableError
+from clickhouse.marks import Slot, insert_marks, new_segment_id
+
+logger = logging.getLogger(__name__)
 
 # One event for each identity, under one content: the smallest (outcome, agent_id). Everything that counts raw
 # events goes through this, so that no two answers can disagree about an event that was sent with two contents.
@@ -102,6 +106,18 @@ SELECT max(newest) FROM
     UNION ALL SELECT max(generation) FROM agent_day UNION ALL SELECT max(generation) FROM tenant_day
 )"""
 
+_NEWEST: Final = """
+SELECT max(newest) FROM
+(
+    SELECT max(generation) AS newest FROM agent_slot WHERE (tenant_id, slot) IN {slots}
+    UNION ALL SELECT max(generation) FROM tenant_slot WHERE (tenant_id, slot) IN {slots}
+    UNION ALL SELECT max(generation) FROM agent_day WHERE (tenant_id, day) IN {days}
+    UNION ALL SELECT max(generation) FROM tenant_day WHERE (tenant_id, day) IN {days}
+)"""
+
+# The clock itself is what is asked for here.
+_NOW: Final = "SELECT toUnixTimestamp64Nano(now64(9))"
+
 SLOTS_AT_ONCE: Final = 4_000
 SLOTS_IN_A_LIST: Final = 100
 
@@ -117,6 +133,7 @@ class Recompute(NamedTuple):
 class _Statements(NamedTuple):
     """The statements of a recount, with one way to name the slots and their days."""
 
+    newest: str
     counted: str
     agent_slot: str
     tenant_slot: str
@@ -125,7 +142,7 @@ class _Statements(NamedTuple):
 
     @classmethod
     def over(cls, slots: str, days: str) -> _Statements:
-        templates = (_COUNTED, _FILL_AGENT_SLOT, _FILL_TENANT_SLOT, _FILL_AGENT_DAY, _FILL_TENANT_DAY)
+        templates = (_NEWEST, _COUNTED, _FILL_AGENT_SLOT, _FILL_TENANT_SLOT, _FILL_AGENT_DAY, _FILL_TENANT_DAY)
         return cls(*(template.replace("{slots}", slots).replace("{days}", days) for template in templates))
 
 
@@ -136,7 +153,7 @@ _OF_LIST: Final = _Statements.over(_SLOT_LIST, _DAY_LIST)
 
 
 class _Chunk(NamedTuple):
-    slots: int
+    slots: Sequence[Slot]
     statements: _Statements
     keys: dict[str, Any]  # parameters that name the slots
 
@@ -145,40 +162,57 @@ class _Chunk(NamedTuple):
         """`stretch` has the parameters of _STRETCH but for the last slot."""
         if len(slots) > SLOTS_IN_A_LIST:
             tenant, start = slots[-1]
-            return cls(len(slots), _OF_STRETCH, {**stretch, "last_tenant": tenant, "last_slot": start})
+            return cls(slots, _OF_STRETCH, {**stretch, "last_tenant": tenant, "last_slot": start})
         days = {(tenant, datetime.fromtimestamp(start, UTC).date()) for tenant, start in slots}
-        return cls(len(slots), _OF_LIST, {"slots": slots, "days": sorted(days)})
+        return cls(slots, _OF_LIST, {"slots": slots, "days": sorted(days)})
 
 
 class Rollups:
     """Recounts marked slots. One thread of a process calls it; several processes may, on one server.
 
-    `skew_seconds` is how far the clocks of the processes that share a server may be apart. A row of generation g
-    must contain everything that landed before g was taken; with that wait it does, whosever clock is ahead.
+    A generation is taken before the statement that writes it begins to read, from one clock: the store's own. So of two
+    rows for one key the one of the higher generation was read later, and has seen all that landed before it was taken.
+    An event's own recount takes its generation after the event has landed; whichever row wins over that one has the
+    event too. Hence two processes that recount one slot at once do no harm, whatever their own clocks say.
     """
 
-    def __init__(
-        self, connection: Connection, *, skew_seconds: float = 0.0, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._skew_seconds = skew_seconds
-        self._sleep = sleep
-        self._generation = connection.rows(_NEWEST_GENERATION)[0][0]
+        # Nobody else has the clock of an embedded store: what it has been at is known for good.
+        self._generation = connection.rows(_NEWEST_GENERATION)[0][0] if connection.embedded else 0
 
-    def recompute(self, segments: Sequence[int], progress: Callable[[int], None] = lambda slots: None) -> Recompute:
+    def recompute(
+        self,
+        segments: Sequence[int],
+        progress: Callable[[int], None] = lambda slots: None,
+        *,
+        own: Collection[Slot] = (),
+    ) -> Recompute:
         """Recounts every slot marked in `segments`, all of whose inserts must have landed; then closes the marks.
 
         Idempotent: a crash at any point leaves the marks, and with them the work, for the next call.
-        `progress` hears the slots done so far. Raises StoreError.
+        `progress` hears the slots done so far. `own` are the slots that this process has marked in them: those that are
+        closed already, by a process that took this one for dead, are recounted all the same. Raises StoreError.
         """
         started = time.perf_counter()
         slots = gained = 0
-        self._wait_out_skew()
+        missing = set(own)
         for chunk in self._marked(segments):
             gained += self._recount(chunk)
-            slots += chunk.slots
+            slots += len(chunk.slots)
+            missing -= {*chunk.slots}
             progress(slots)
         self.close_marks(segments)
+        if missing:
+            logger.warning(
+                "another process took this one for dead and closed %d of its marks, which are made anew: are all "
+                "clocks set?",
+                len(missing),
+            )
+            again = new_segment_id(time.time_ns() // 1_000_000)
+            insert_marks(self._connection, again, missing)
+            more = self.recompute([again], lambda done: progress(slots + done))
+            slots, gained = slots + more.slots, gained + more.gained
         return Recompute(slots, gained, time.perf_counter() - started)
 
     def marked_segments(self) -> list[int]:
@@ -190,21 +224,40 @@ class Rollups:
         self._connection.command(_CLOSE, {"segments": list(segments)})
 
     def _recount(self, chunk: _Chunk) -> int:
+        if not self._connection.embedded:
+            self._require_newer(chunk)
         before = self._counted(chunk)
-        self._fill(chunk.statements.agent_slot, chunk)
-        # What sums slots that other processes recount too takes its generation after ours landed.
-        self._wait_out_skew()
-        for statement in (chunk.statements.tenant_slot, chunk.statements.agent_day, chunk.statements.tenant_day):
+        # In this order: what sums the slots of others too takes its generation after ours has landed.
+        for statement in (
+            chunk.statements.agent_slot,
+            chunk.statements.tenant_slot,
+            chunk.statements.agent_day,
+            chunk.statements.tenant_day,
+        ):
             self._fill(statement, chunk)
         return self._counted(chunk) - before
+
+    def _require_newer(self, chunk: _Chunk) -> None:
+        """Raises StoreUnavailableError while the server's clock is behind what these rollups were written at."""
+        newest = self._connection.rows(chunk.statements.newest, chunk.keys)[0][0]
+        behind = newest - self._now()
+        if behind >= 0:
+            raise StoreUnavailableError(
+                f"the clock of the server was set back: rollups are {behind / 1e9:.1f} s ahead of it, and a recount "
+                "would lose against them; set it right, or wait"
+            )
 
     def _counted(self, chunk: _Chunk) -> int:
         return int(self._connection.rows(chunk.statements.counted, chunk.keys)[0][0])
 
     def _fill(self, statement: str, chunk: _Chunk) -> None:
         # A clock set back must not make new rows look older than the ones they replace.
-        self._generation = max(self._generation + 1, time.time_ns())
+        self._generation = max(self._generation + 1, self._now())
         self._connection.command(statement, {**chunk.keys, "generation": self._generation})
+
+    def _now(self) -> int:
+        """Nanoseconds since the epoch by the clock of the store."""
+        return time.time_ns() if self._connection.embedded else int(self._connection.rows(_NOW)[0][0])
 
     def _marked(self, segments: Sequence[int]) -> Iterator[_Chunk]:
         after = ("", 0)
@@ -216,7 +269,3 @@ class Rollups:
                 yield _Chunk.of(slots, parameters)
             if len(slots) < SLOTS_AT_ONCE:
                 return
-
-    def _wait_out_skew(self) -> None:
-        if self._skew_seconds:
-            self._sleep(self._skew_seconds)

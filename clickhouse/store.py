@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Self
 
 from prometheus_client import CollectorRegistry
 
@@ -24,9 +24,6 @@ from clickhouse.writer import Writer
 
 logger = logging.getLogger(__name__)
 
-# Clocks of processes that share a server may be this far apart without a rollup going stale.
-SERVER_CLOCK_SKEW_SECONDS: Final = 2.0
-
 
 class Store:
     """Everything that lives once in a process, whatever faces it has. `clock` gives Unix seconds."""
@@ -37,19 +34,14 @@ class Store:
         registry: CollectorRegistry,
         *,
         clock: Callable[[], float] = time.time,
-        skew_seconds: float | None = None,
     ) -> None:
-        """`skew_seconds`: how far clocks of processes that share it may be apart; None: as the connection needs."""
-        if skew_seconds is None:
-            skew_seconds = 0.0 if connection.embedded else SERVER_CLOCK_SKEW_SECONDS
         self._clock = clock
         self.connection = connection
         self.segments = Segments()
         self.metrics = StoreMetrics(registry, self.segments.dirty_slots)
         self.writer = Writer(connection, self.segments, clock=clock)
-        rollups = Rollups(connection, skew_seconds=skew_seconds)
-        self.upkeep = Upkeep(connection, self.segments, rollups, self.metrics, clock=clock)
-        self.removal = Removal(connection, self.writer, self.upkeep)
+        self.upkeep = Upkeep(connection, self.segments, Rollups(connection), self.metrics, clock=clock)
+        self.removal = Removal(connection, self.writer, self.upkeep, clock=clock)
 
     @classmethod
     def open(cls, dsn: str, cluster: str | None, registry: CollectorRegistry, *, create: bool = True) -> Self:

@@ -39,7 +39,7 @@ FROM
     GROUP BY tenant_id
     UNION ALL
     SELECT tenant_id, max(issued), max(failed), 0, 0., 0, 0, 0, 0, 0, 0
-    FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 1
+    FROM removals GROUP BY tenant_id, removal_id HAVING max(done) = 2
     UNION ALL
     SELECT tenant_id, 0, 0, 0, 0., 0, 0, max(issued), max(failed), max(published), 0
     FROM counters GROUP BY tenant_id

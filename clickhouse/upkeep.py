@@ -139,6 +139,10 @@ class Upkeep:
         if self._connection.embedded:
             self._segments.all_are_known()
 
+    def own_segments(self) -> set[int]:
+        """Segments of this process that are not recounted yet."""
+        return self._segments.own_ids()
+
     def _is_orphan(self, segment: int) -> bool:
         if segment in self._segments.own_ids():
             return False
@@ -190,7 +194,8 @@ class Upkeep:
         landed = self._segments.landed(time.monotonic())
         if not landed:
             return
-        done = self._rollups.recompute([segment.id for segment in landed], self._moving())
+        own = [slot for segment in landed for slot in segment.slots()]
+        done = self._rollups.recompute([segment.id for segment in landed], self._moving(), own=own)
         for segment in landed:
             self._segments.close(segment)
         self._last_seconds = done.seconds

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from clickhouse.connection import Connection
 from clickhouse.event import Event
-from clickhouse.marks import REMARK_AFTER_SECONDS, Segment, Segments, Slot, slot_start
-
-_MARK_COLUMNS: Final = ("tenant_id", "slot", "segment", "open")
+from clickhouse.marks import REMARK_AFTER_SECONDS, Segment, Segments, Slot, insert_marks, slot_start
 
 
 class Writer:
@@ -58,7 +55,5 @@ class Writer:
     def _mark(self, segment: Segment, slots: set[Slot]) -> None:
         missing = self._segments.unmarked(segment, slots)
         if missing:
-            tenants, starts = zip(*sorted(missing), strict=True)
-            count = len(missing)
-            self._connection.insert("marks", _MARK_COLUMNS, [tenants, starts, [segment.id] * count, [1] * count])
+            insert_marks(self._connection, segment.id, missing)
             self._segments.marks_are_durable(segment, missing)

@@ -17,8 +17,8 @@ from clickhouse.connection import INSERT_SECONDS
 from clickhouse.daily import HOUR_OF_DAY
 from clickhouse.event import _MILLISECONDS_FROM, EARLIEST_MS, FUTURE_TOLERANCE_MS, MAX_ID_LENGTH, MAX_TEXT_LENGTH
 from clickhouse.marks import MAX_OPEN_SECONDS, ORPHAN_AFTER_SECONDS, REMARK_AFTER_SECONDS, SLOT_MS
+from clickhouse.removal import _FOREIGN_SECONDS
 from clickhouse.statement_settings import SETTINGS
-from clickhouse.store import SERVER_CLOCK_SKEW_SECONDS
 from clickhouse.tenant import _TENANT_ID
 from clickhouse.upkeep import _DUTY, _STUCK_SECONDS, PAUSE_SECONDS
 from exporter.refresher import Refresher
@@ -110,9 +110,8 @@ ROWS: Final = [
     row(COUNTING, "for at least the {} s in which it may still land", INSERT_SECONDS),
     row(COUNTING, "under load for {} ms more", LINGER_SECONDS * 1000),
     row(COUNTING, "are taken over when they are {} s old", ORPHAN_AFTER_SECONDS),
+    row(COUNTING, "It waits, for {} minutes at most", _FOREIGN_SECONDS / 60),
     row(COUNTING, "An insert that ends {} s or more after its segment opened", REMARK_AFTER_SECONDS),
-    row(COUNTING, "Clocks may differ by {} s.", SERVER_CLOCK_SKEW_SECONDS),
-    row(COUNTING, "from the clock, {} s after the events of its segment landed", SERVER_CLOCK_SKEW_SECONDS),
     row(UNIT, "A drain takes {} s, the last commit up to {} s.", SETTINGS_OF_API.drain_seconds, COMMIT_SECONDS),
     row(OPERATIONS, "lets bodies of {} MB through", LIMITS.body_bytes / 1e6),
     row(OPERATIONS, "(a commit may take {})", COMMIT_SECONDS),
@@ -121,7 +120,6 @@ ROWS: Final = [
     row(OPERATIONS, "One statement may take {} GiB", int(SETTINGS["max_memory_usage"]) / 1024**3),
     row(OPERATIONS, "Recounts take at most a {} of the time", {5: "fifth"}[round(1 / _DUTY)]),
     row(OPERATIONS, "Events from {} minutes ahead on are refused", FUTURE_MINUTES),
-    row(OPERATIONS, "need clocks within {} s", SERVER_CLOCK_SKEW_SECONDS),
     row(OPERATIONS, "every night at {}:00 UTC", HOUR),
     row(OPERATIONS, "by itself at {}:00 UTC", HOUR),
     row(OPERATIONS, "With fewer than {}, `days={}` shows zeros", DAYS_MAX, DAYS_MAX),

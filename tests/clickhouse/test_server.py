@@ -7,6 +7,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,7 +18,9 @@ from clickhouse.commit import GroupCommit
 from clickhouse.connection import Connection
 from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
 from clickhouse.event import Event
+from clickhouse.marks import ORPHAN_AFTER_SECONDS
 from clickhouse.metrics import StoreMetrics
+from clickhouse.removal import Removed
 from clickhouse.tenant import TenantId
 from tests.conftest import empty
 from tests.support.bridge.process import Bridge
@@ -147,7 +150,7 @@ def test_four_writers_on_one_server_converge(server_store: Connection, bridge: B
     bridge.reset()
     empty(server_store)
     stores = [Connection(bridge.dsn_of("analytics")) for _ in range(4)]
-    rigs = [Rig(connection, clock=time.time, skew_seconds=0.05) for connection in stores]
+    rigs = [Rig(connection, clock=time.time) for connection in stores]
     batches = [
         [
             [event(f"{number}-{step}-{i}", ("org-a", "org-b")[i % 2], hours_ago=i % 5) for i in range(10)]
@@ -179,6 +182,126 @@ def test_four_writers_on_one_server_converge(server_store: Connection, bridge: B
     assert verify(rigs[0].connection).differences == []
     for connection in stores:
         connection.close()
+
+
+def test_processes_whose_clocks_are_hours_apart_recount_the_same_slots(
+    server_store: Connection, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which row wins is for one clock to say, the server's."""
+    bridge.reset()
+    empty(server_store)
+    others = Connection(bridge.dsn_of("analytics"))
+    ahead, behind = Rig(server_store, clock=lambda: time.time() + 7_200), Rig(others, clock=lambda: time.time() - 7_200)
+    events = [event(f"e{number}") for number in range(20)]
+    for number, one in enumerate(events):
+        rig, offset = ((ahead, 7_200), (behind, -7_200))[number % 2]
+        now = time.time_ns() + offset * 10**9
+        monkeypatch.setattr("clickhouse.rollups.time.time_ns", lambda now=now: now)
+        rig.writer.write([one])
+        rig.upkeep.settle()
+    for rig in (ahead, behind):
+        rig.agree(Oracle(events))
+    assert verify(others).differences == []
+    others.close()
+
+
+def test_a_process_that_was_taken_for_dead_counts_what_it_still_wrote(server_store: Connection, bridge: Bridge) -> None:
+    """A process whose clock is far ahead takes over segments in which another one still writes."""
+    bridge.reset()
+    empty(server_store)
+    others = Connection(bridge.dsn_of("analytics"))
+    slow, hasty = Rig(server_store), Rig(others, clock=lambda: NOW.timestamp() + ORPHAN_AFTER_SECONDS + 1)
+    slow.writer.write([event("first")])
+    assert hasty.upkeep.repair() is not None
+    slow.writer.write([event("second")])  # under a mark that is closed
+    others.command("OPTIMIZE TABLE marks FINAL")
+    slow.upkeep.settle()
+    for rig in (slow, hasty):
+        rig.agree(Oracle([event("first"), event("second")]))
+    assert slow.open_marks() == 0
+    assert verify(others).differences == []
+    others.close()
+
+
+def test_a_recount_waits_while_the_clock_of_the_server_is_behind_its_rollups(
+    server_store: Connection, bridge: Bridge
+) -> None:
+    bridge.reset()
+    empty(server_store)
+    rig = Rig(server_store)
+    rig.writer.write([event("first")])
+    rig.upkeep.settle()
+    later = int(time.time() * 10**9) + 3_600 * 10**9
+    day = f"{NOW:%Y-%m-%d}"
+    server_store.command(
+        "INSERT INTO agent_day (tenant_id, day, agent_id, issued, failed, generation) "
+        f"SELECT 'org-a', '{day}', 'agent', 1, 0, {later}"
+    )
+    rig.writer.write([event("second")])
+    with pytest.raises(StoreUnavailableError, match="clock of the server was set back"):
+        rig.upkeep.settle()
+    rig.agree(Oracle([event("first"), event("second")]))  # its mark is open: answered from the events
+    server_store.command(f"ALTER TABLE agent_day DELETE WHERE generation = {later}", mutations_sync=2)
+    rig.upkeep.settle()
+    assert rig.open_marks() == 0
+    assert verify(server_store).differences == []
+
+
+def test_an_erasure_waits_for_what_another_process_is_recounting(server_store: Connection, bridge: Bridge) -> None:
+    bridge.reset()
+    empty(server_store)
+    others = Connection(bridge.dsn_of("analytics"))
+    service, command = Rig(server_store), Rig(others)
+    service.writer.write([event("first"), event("other", "org-b")])
+    service.upkeep.settle()
+    shown = service.shown().tokens_issued
+    service.writer.write([event("second")])  # not recounted yet, and so not in any rollup
+    erased: list[object] = []
+    waits = threading.Event()
+
+    def wait(seconds: float) -> None:
+        waits.set()
+        time.sleep(seconds)
+
+    command.removal._sleep = wait
+    thread = threading.Thread(target=lambda: erased.append(command.removal.erase(TenantId("org-a"), None, NOW)))
+    thread.start()
+    assert waits.wait(30)
+    assert not erased
+    service.upkeep.settle()
+    thread.join(60)
+    assert [one.issued for one in erased if isinstance(one, Removed)] == [2]
+    for rig in (service, command):
+        rig.agree(Oracle([event("other", "org-b")]))
+    assert service.shown().tokens_issued == [shown[0] + 1, shown[1]]
+    assert verify(others).differences == []
+    others.close()
+
+
+def test_a_removal_that_another_process_withdrew_is_done_all_the_same(
+    server_store: Connection, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one looked between the record and the deletion."""
+    bridge.reset()
+    empty(server_store)
+    others = Connection(bridge.dsn_of("analytics"))
+    rig, other = Rig(server_store), Rig(others)
+    rig.writer.write([event("first"), event("second")])
+    rig.upkeep.settle()
+    shown = rig.shown().tokens_issued
+    begin = rig.removal._mutate
+
+    def withdrawn(table: str, *arguments: Any) -> None:
+        if table == "events":
+            assert other.removal.resume() == 1
+        begin(table, *arguments)
+
+    monkeypatch.setattr(rig.removal, "_mutate", withdrawn)
+    assert rig.removal.erase(TenantId("org-a"), None, NOW) is not None
+    assert rig.shown().tokens_issued == shown
+    assert other.removal.resume() == 0
+    assert verify(others).differences == []
+    others.close()
 
 
 def test_the_wrong_password_is_a_setting_and_is_not_repeated(bridge: Bridge) -> None:

@@ -21,11 +21,9 @@ NOW = datetime(2026, 11, 23, 9, 15, tzinfo=UTC)
 class Rig(Store):
     """The store as a process has it, without its thread: `upkeep.settle()` does the work."""
 
-    def __init__(
-        self, connection: Connection, clock: Callable[[], float] = NOW.timestamp, skew_seconds: float = 0.0
-    ) -> None:
+    def __init__(self, connection: Connection, clock: Callable[[], float] = NOW.timestamp) -> None:
         self.registry = CollectorRegistry()
-        super().__init__(connection, self.registry, clock=clock, skew_seconds=skew_seconds)
+        super().__init__(connection, self.registry, clock=clock)
         self.asked = self.queries()
         self.read = Totals(connection, clock=clock)  # without the file beside: tests share their stores
 
