@@ -16,7 +16,7 @@ from agentidp_analytics.backfill import InputError, Reject, backfill
 from agentidp_analytics.ingest_client import RemoteWriter
 from agentidp_analytics.options import EXISTING_FILE, option, store_options
 from agentidp_analytics.progress import Progress
-from clickhouse import schema
+from clickhouse import schema, topology
 from clickhouse.audit import MAX_CONFLICTS, Report, table_of, verify
 from clickhouse.connection import Connection
 from clickhouse.errors import StoreError
@@ -30,6 +30,7 @@ from clickhouse.tenant import TenantId
 def migrate(dsn: str, cluster: str | None) -> None:
     """Applies the schema; safe to run twice."""
     connection = Connection(dsn, cluster=cluster)
+    topology.inspect(connection)
     applied = schema.migrate(connection)
     click.echo(f"{connection.address}: " + (f"applied {', '.join(applied)}" if applied else "schema is current"))
     connection.close()

@@ -2,6 +2,7 @@
 
 connection           statements on embedded chDB or a server; with dsn, directory (an embedded store's),
                      statement_settings (what no server profile may change), errors
+topology             what kind of server it is, and which are refused
 schema, migrations   the tables, in versions
 event, tenant        what an event and a tenant are
 marks, writer        events in: a mark for each slot, then the events; commit gathers senders

@@ -26,7 +26,10 @@ UNKNOWN_SETTING: Final = 115
 _CANARY: Final = "SELECT number FROM numbers(3) GROUP BY number ORDER BY number"
 _NAMED_SETTING: Final = re.compile(r"[Ss]etting '?(\w+)")
 _SENT_SETTINGS: Final = re.compile(r"/\?[^\s)]*")  # in a message, the reason would be cut off behind them
-_WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 497, 516})
+_NOT_PERMITTED: Final = frozenset(
+    {164, 452, 497}
+)  # read-only, a setting that its profile pins, a grant that is missing
+_WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 516})
 
 
 class Connection:
@@ -119,6 +122,23 @@ class Connection:
     ) -> list[tuple[Any, ...]]:
         """Runs a SELECT and returns its rows. Raises StoreError."""
         return list(zip(*self.columns(sql, parameters, settings), strict=True))
+
+    def fresh_rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Runs a SELECT over a connection of its own and returns its rows. Raises StoreError."""
+        with self._errors():
+            client = self._connected(dedicated_pool=True)
+            try:
+                return [tuple(row) for row in client.query(sql).result_rows]
+            finally:
+                client.close()
+
+    def send_settings(self, settings: Mapping[str, str | int]) -> None:
+        """Sends these along with every statement of a server from now on. To be called before other threads use it."""
+        self._settings.update(settings)
+        with self._lock:
+            clients = list(self._clients)
+        for client in clients:
+            cast(HttpClient, client).params.update({name: str(value) for name, value in settings.items()})
 
     def text(self, sql: str, parameters: Mapping[str, Any] | None = None, **settings: str | int) -> bytes:
         """Runs a SELECT that names its FORMAT and returns what the engine wrote. Raises StoreError."""
@@ -265,15 +285,17 @@ class Connection:
             return StoreUnavailableError(f"the embedded store cannot be opened: {text[:300]}")
         if _code(error) in _WRONG_CREDENTIALS:
             return StoreSetupError(f"--dsn {self.address}: the server refused the user or password")
+        if _code(error) in _NOT_PERMITTED:
+            return StoreSetupError(f"--dsn {self.address}: the user may not do what is needed: {text[:300]}")
         if writing or opening or _code(error) is None or _code(error) in _TRANSIENT:
             return StoreUnavailableError(f"the store at {self.address} failed: {text[:300]}")
         return StoreError(f"the store at {self.address} refused a statement: {text[:500]}")
 
 
 # Engine errors that pass by themselves: time-outs, memory, too many queries or parts, full or read-only disk,
-# network and Store trouble, missing replicas.
+# network and Store trouble, missing or lagging replicas.
 _TRANSIENT: Final = frozenset(
-    {74, 75, 76, 159, 164, 202, 203, 209, 210, 225, 236, 241, 242, 243, 252, 279, 285, 286, 319, 439, 999}
+    {74, 75, 76, 159, 202, 203, 209, 210, 225, 236, 241, 242, 243, 252, 279, 285, 286, 289, 319, 341, 439, 999}
 )
 
 

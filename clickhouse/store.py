@@ -9,7 +9,7 @@ from typing import Self
 
 from prometheus_client import CollectorRegistry
 
-from clickhouse import schema
+from clickhouse import schema, topology
 from clickhouse.connection import Connection
 from clickhouse.counters_file import CountersFile
 from clickhouse.daily import DailyRound
@@ -51,6 +51,7 @@ class Store:
         """
         create = create and dsn.startswith("chdb:")
         connection = Connection(dsn, cluster=cluster, create=create)
+        topology.inspect(connection)
         if create:
             applied = schema.migrate(connection)
             if applied:

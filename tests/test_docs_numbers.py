@@ -20,6 +20,7 @@ from clickhouse.marks import MAX_OPEN_SECONDS, ORPHAN_AFTER_SECONDS, REMARK_AFTE
 from clickhouse.removal import _FOREIGN_SECONDS
 from clickhouse.statement_settings import SETTINGS
 from clickhouse.tenant import _TENANT_ID
+from clickhouse.topology import CLOCK_SECONDS
 from clickhouse.upkeep import _DUTY, _STUCK_SECONDS, PAUSE_SECONDS
 from exporter.refresher import Refresher
 from exporter.server import _MAX_SCRAPES
@@ -118,6 +119,7 @@ ROWS: Final = [
     row(OPERATIONS, "the service itself refuses more than {} bytes", LIMITS.body_bytes),
     row(OPERATIONS, "closes idle upstream connections before {} s", SETTINGS_OF_API.keepalive_seconds),
     row(OPERATIONS, "One statement may take {} GiB", int(SETTINGS["max_memory_usage"]) / 1024**3),
+    row(OPERATIONS, "a clock more than {} s from this machine's", CLOCK_SECONDS),
     row(OPERATIONS, "Recounts take at most a {} of the time", {5: "fifth"}[round(1 / _DUTY)]),
     row(OPERATIONS, "Events from {} minutes ahead on are refused", FUTURE_MINUTES),
     row(OPERATIONS, "every night at {}:00 UTC", HOUR),

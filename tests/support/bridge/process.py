@@ -93,6 +93,10 @@ class Bridge:
         """The settings profile of the user from now on, in place of the one before."""
         self._control("POST", "profile", **settings)
 
+    def pretend(self, **instead: str) -> None:
+        """What is run instead of a text in statements from now on, in place of what was pretended before."""
+        self._control("POST", "pretend", **instead)
+
     def wait_hanging(self, count: int = 1) -> None:
         """Returns as soon as `count` inserts hang, after `fail("hang")`."""
         self._control("GET", "wait_hanging", count=str(count))

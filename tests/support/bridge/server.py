@@ -62,6 +62,7 @@ class Server:
         app.router.add_post("/_bridge/fail", self._fail)
         app.router.add_post("/_bridge/reset", self._reset)
         app.router.add_post("/_bridge/profile", self._profile)
+        app.router.add_post("/_bridge/pretend", self._pretend)
         app.router.add_get("/_bridge/wait_hanging", self._wait_hanging)
         app.router.add_route("*", "/", self._query)
         return app
@@ -139,6 +140,10 @@ class Server:
 
     async def _profile(self, request: web.Request) -> web.Response:
         self._engine.profile = dict(request.query)
+        return web.Response(text="Ok.\n")
+
+    async def _pretend(self, request: web.Request) -> web.Response:
+        self._engine.pretended = dict(request.query)
         return web.Response(text="Ok.\n")
 
     async def _wait_hanging(self, request: web.Request) -> web.Response:
