@@ -36,7 +36,7 @@ from agentidp_analytics.service import (
 )
 from agentidp_analytics.settings import Settings, exporter_settings, listen_options
 from clickhouse.errors import StoreError
-from clickhouse.store import Store
+from clickhouse.open_store import open_store
 from clickhouse.tenant import TenantId
 from exporter.runner import MAX_CONNECTIONS
 from query_api.auth.token_policy import TokenPolicy
@@ -116,7 +116,7 @@ async def _demo(settings: Settings, key: DevKey, ingest_token: str) -> None:
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         jwks_url = await stack.enter_async_context(serve_key_set(key))
-        with Store.open(settings.dsn, None, CollectorRegistry()) as store:
+        with open_store(settings.dsn, None, CollectorRegistry()) as store:
             events = await asyncio.to_thread(fill, store, fleet)
         tokens = TokenPolicy(issuers=(DEMO_ISSUER,), audiences=frozenset({DEMO_AUDIENCE}), jwks_urls=(jwks_url,))
         await stack.enter_async_context(running(replace(settings, tokens=tokens)))

@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from agentidp_analytics.settings import Settings
 from clickhouse.commit import GroupCommit
 from clickhouse.daily import DailyRound
+from clickhouse.open_store import open_store
+from clickhouse.sharded import ShardedStore
 from clickhouse.store import Store
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
@@ -98,7 +100,8 @@ async def running(settings: Settings) -> AsyncIterator[None]:
                 raise click.UsageError(str(error)) from error
         # An exporter of its own neither writes nor recounts: metrics of that would be zeros that look like silence.
         store_registry = registry if verifier is not None else CollectorRegistry()
-        store = stack.enter_context(await asyncio.to_thread(Store.open, settings.dsn, settings.cluster, store_registry))
+        store = await asyncio.to_thread(open_store, settings.dsn, settings.cluster, store_registry)
+        stack.enter_context(store)
         if verifier is not None:
             await _start_api(settings, files, store, verifier, registry, stack)
         await _start_exporter(settings, files.web_config, store, registry, stack)
@@ -123,7 +126,7 @@ def require_open_files(connections: int) -> None:
 async def _start_api(
     settings: Settings,
     files: Files,
-    store: Store,
+    store: Store | ShardedStore,
     verifier: Verifier,
     registry: CollectorRegistry,
     stack: contextlib.AsyncExitStack,
@@ -167,7 +170,7 @@ class Ready(NamedTuple):
 async def _start_exporter(
     settings: Settings,
     web_config: WebConfig | None,
-    store: Store,
+    store: Store | ShardedStore,
     registry: CollectorRegistry,
     stack: contextlib.AsyncExitStack,
 ) -> None:

@@ -16,11 +16,10 @@ from agentidp_analytics.backfill import InputError, Reject, backfill
 from agentidp_analytics.ingest_client import RemoteWriter
 from agentidp_analytics.options import EXISTING_FILE, option, store_options
 from agentidp_analytics.progress import Progress
-from clickhouse import schema, topology
-from clickhouse.audit import MAX_CONFLICTS, Report, table_of, verify
-from clickhouse.connection import Connection
+from clickhouse.audit import MAX_CONFLICTS, Report, table_of
 from clickhouse.errors import StoreError
-from clickhouse.export import export
+from clickhouse.open_store import migrate_store, open_store
+from clickhouse.sharded import ShardedStore
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 
@@ -29,11 +28,8 @@ from clickhouse.tenant import TenantId
 @store_options
 def migrate(dsn: str, cluster: str | None) -> None:
     """Applies the schema; safe to run twice."""
-    connection = Connection(dsn, cluster=cluster)
-    topology.inspect(connection)
-    applied = schema.migrate(connection)
-    click.echo(f"{connection.address}: " + (f"applied {', '.join(applied)}" if applied else "schema is current"))
-    connection.close()
+    for address, applied in migrate_store(dsn, cluster):
+        click.echo(f"{address}: " + (f"applied {', '.join(applied)}" if applied else "schema is current"))
 
 
 @click.command()
@@ -67,10 +63,11 @@ def ingest(
     with contextlib.ExitStack() as stack:
         keep = stack.enter_context(_kept(rejects)) if rejects else lambda reject: None
         progress = stack.enter_context(Progress())
-        store = None
+        store: Store | ShardedStore | None = None
         after_batch: Callable[[], None] = lambda: None  # noqa: E731
         if url is None:
-            store = stack.enter_context(Store.open(dsn, cluster, CollectorRegistry()))
+            store = open_store(dsn, cluster, CollectorRegistry())
+            stack.enter_context(store)
             store.upkeep.repair()
             store.removal.resume()
             write, after_batch = store.writer.write, store.upkeep.settle_if_behind
@@ -119,8 +116,8 @@ def _kept(rejects: Path) -> Iterator[Callable[[Reject], None]]:
 @store_options
 def export_command(dsn: str, cluster: str | None) -> None:
     """Writes every event as NDJSON to standard output, for `ingest` elsewhere."""
-    with Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
-        for lines in export(store.connection):
+    with open_store(dsn, cluster, CollectorRegistry(), create=False) as store:
+        for lines in store.export():
             sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()  # here, where a full disk is an error that is told
 
@@ -138,11 +135,10 @@ def verify_command(
     """Recounts raw events against the rollups and the exporter's totals; exit 1 and a table when they differ."""
     if since and until and since > until:
         raise click.UsageError(f"--since {since:%Y-%m-%d} is after --until {until:%Y-%m-%d}; exchange them")
-    with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
+    with Progress() as progress, open_store(dsn, cluster, CollectorRegistry(), create=False) as store:
         store.upkeep.repair()
         store.removal.resume()
-        report = verify(
-            store.connection,
+        report = store.verify(
             since and since.date(),
             until and until.date(),
             lambda done, total: progress.say(f"compared {done} of {total} months"),
@@ -185,7 +181,7 @@ def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run
         raise click.UsageError(f"--agent {agent!r} is not UTF-8, and so the name of no agent") from None
     if agent == "":
         raise click.UsageError("--agent is empty; name an agent, or leave it out to erase all of the tenant")
-    with Progress() as progress, Store.open(dsn, cluster, CollectorRegistry(), create=False) as store:
+    with Progress() as progress, open_store(dsn, cluster, CollectorRegistry(), create=False) as store:
         progress.say("rolling up ...")
         if dry_run:
             removed = store.removal.preview(whose, agent)

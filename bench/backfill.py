@@ -17,7 +17,7 @@ from pathlib import Path
 from backports import zstd
 from prometheus_client import CollectorRegistry
 
-from clickhouse.store import Store
+from clickhouse.open_store import open_store
 from tests.support.service import ROOT, Service, clean_environment
 
 TENANTS, AGENTS, DAYS = 10, 200, 90
@@ -67,7 +67,7 @@ def main() -> None:
             service.start()
             print(f"ready after kill -9: {time.monotonic() - started:.1f} s")
             assert service.get("/api/v1/analytics/tokens?days=1", "tenant-1")[0] == 200
-        with Store.open(dsn, None, CollectorRegistry()) as store:
+        with open_store(dsn, None, CollectorRegistry()) as store:
             store.connection.command("OPTIMIZE TABLE events FINAL")
             for table, size in store.connection.rows(_SIZES):
                 print(f"{table} on disk, merged: {size / arguments.events:.1f} bytes an event")

@@ -16,7 +16,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from clickhouse.event import Event
-from clickhouse.store import Store
+from clickhouse.open_store import open_store
 from tests.support.service import INGEST_TOKEN, Service
 
 CONNECTIONS = 64
@@ -28,7 +28,7 @@ def event(serial: str) -> Event:
 
 def one_by_one(dsn: str, seconds: float) -> float:
     """Events a second when each is written, durably, before the next one."""
-    with Store.open(dsn, None, CollectorRegistry()) as store:
+    with open_store(dsn, None, CollectorRegistry()) as store:
         store.writer.write([event("warm-up")])
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:

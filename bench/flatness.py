@@ -20,7 +20,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from clickhouse.store import Store
+from clickhouse.open_store import open_store
 from tests.support.service import ROOT, Service, clean_environment
 
 TENANTS, AGENTS, DAYS = 10, 200, 90
@@ -40,7 +40,7 @@ def fill(path: str, events: int) -> None:
     now = datetime.now(UTC)
     end = int(now.timestamp()) // 900 * 900
     first = end - DAYS * 86_400
-    with Store.open(f"chdb://{path}", None, CollectorRegistry()) as store:
+    with open_store(f"chdb://{path}", None, CollectorRegistry()) as store:
         slots = {(f"tenant-{tenant}", first + 900 * slot) for tenant in range(TENANTS) for slot in range(DAYS * 96)}
         store.writer.mark(slots)
         for start in range(0, events, AT_ONCE):

@@ -13,4 +13,6 @@ removal              retention and erasure
 audit, daily         everything recounted and compared; what is done every night
 export               every event, to take elsewhere
 store                all of this put together once a process; metrics of it
+cluster, sharded     which servers make a shard; a store over several of them
+open_store           the store that a DSN leads to
 """

@@ -8,12 +8,11 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from clickhouse.errors import StoreUnavailableError
 from clickhouse.event import Event
 from clickhouse.metrics import StoreMetrics
-from clickhouse.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +22,13 @@ LINGER_SECONDS: Final = 0.008
 STUCK_SECONDS: Final = 120.0  # an insert has a time-out of its own; a commit is two of them, or three
 _ENDED: Final = "the committer has ended: nothing is stored until a new start"
 _OVERLOADED: Final = "more events are waiting for the store than it can take; send them again later"
+
+
+class EventWriter(Protocol):
+    """The writer of a store, of one shard or several."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        """As Writer.write."""
 
 
 class _Waiting(NamedTuple):
@@ -38,7 +44,12 @@ class GroupCommit:
     """
 
     def __init__(
-        self, writer: Writer, metrics: StoreMetrics, *, max_waiting: int = MAX_EVENTS_WAITING, timeout: float = 45.0
+        self,
+        writer: EventWriter,
+        metrics: StoreMetrics,
+        *,
+        max_waiting: int = MAX_EVENTS_WAITING,
+        timeout: float = 45.0,
     ) -> None:
         self._writer = writer
         self._metrics = metrics

@@ -17,7 +17,7 @@ from clickhouse_connect.driver.httpclient import HttpClient
 from clickhouse.directory import Foothold, prepare
 from clickhouse.dsn import database_of, embedded_path, redact, redact_text, server_arguments
 from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
-from clickhouse.statement_settings import CLUSTER_SETTINGS, NEUTRAL, SETTINGS
+from clickhouse.statement_settings import NEUTRAL, QUORUM, SETTINGS
 
 INSERT_SECONDS: Final = 20  # an insert without an answer by then has failed, and the server has given it up
 UNKNOWN_DATABASE: Final = 81
@@ -40,13 +40,11 @@ class Connection:
     """
 
     def __init__(
-        self, dsn: str, *, cluster: str | None = None, insert_timeout: int = INSERT_SECONDS, create: bool = True
+        self, dsn: str, *, replicas: int = 1, insert_timeout: int = INSERT_SECONDS, create: bool = True
     ) -> None:
+        """`replicas`: how many the server's tables have; with several, an insert is answered by two of them."""
         self.dsn = dsn
-        self.cluster = cluster
         self.embedded = dsn.startswith("chdb:")
-        if cluster is not None and (self.embedded or not cluster):
-            raise StoreSetupError(f"--cluster {cluster!r} needs a name, and a ClickHouse server as --dsn")
         self.insert_timeout = insert_timeout  # seconds an insert may take before its outcome counts as unknown
         self._local = threading.local()
         self._clients: list[Client] = []
@@ -54,7 +52,7 @@ class Connection:
         self._closed = False
         self._table_types: dict[str, dict[str, str]] = {}
         self._changes = 0
-        self._settings = {**SETTINGS, **(CLUSTER_SETTINGS if cluster else {}), **({} if self.embedded else NEUTRAL)}
+        self._settings = {**SETTINGS, **(QUORUM if replicas > 1 else {}), **({} if self.embedded else NEUTRAL)}
         self._foothold: Foothold | None = None
         if self.embedded:
             prepare(embedded_path(dsn), create=create)
@@ -242,10 +240,9 @@ class Connection:
         return client
 
     def _make_database(self, name: str) -> None:
-        on_cluster = f" ON CLUSTER {quote_name(self.cluster)}" if self.cluster else ""
         with self._errors(opening=True):
             bootstrap = self._connected(database="default")
-            bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(name)}{on_cluster}")
+            bootstrap.command(f"CREATE DATABASE IF NOT EXISTS {quote_name(name)}")
             bootstrap.close()
 
     def _client(self) -> Client:

@@ -4,37 +4,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import UTC, date, datetime, timedelta
+from typing import Final, Protocol
 
-from clickhouse.audit import Report, verify
-from clickhouse.connection import Connection
+from clickhouse.audit import Report
 from clickhouse.metrics import StoreMetrics
-from clickhouse.removal import Removal
-from clickhouse.upkeep import Upkeep
+from clickhouse.removal import Removed
 
 logger = logging.getLogger(__name__)
 
 HOUR_OF_DAY: Final = 1  # UTC; late enough for most stragglers of yesterday
 
 
+class _Settles(Protocol):
+    def settle(self) -> None: ...
+
+
+class _Removes(Protocol):
+    def resume(self) -> int: ...
+
+    def retain(self, days: int, now: datetime) -> list[Removed]: ...
+
+
+class AuditedStore(Protocol):
+    """What a daily round is made over: a store, of one shard or several."""
+
+    @property
+    def upkeep(self) -> _Settles: ...
+
+    @property
+    def removal(self) -> _Removes: ...
+
+    @property
+    def metrics(self) -> StoreMetrics: ...
+
+    def verify(self, since: date, until: date) -> Report: ...
+
+
 class DailyRound:
     """Blocking work for one thread; `run` raises StoreError."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        upkeep: Upkeep,
-        removal: Removal,
-        metrics: StoreMetrics,
-        *,
-        retention_days: int | None,
-        clock: Callable[[], float],
-    ) -> None:
-        self._connection = connection
-        self._upkeep = upkeep
-        self._removal = removal
-        self._metrics = metrics
+    def __init__(self, store: AuditedStore, *, retention_days: int | None, clock: Callable[[], float]) -> None:
+        self._store = store
         self._retention_days = retention_days
         self._clock = clock
 
@@ -48,22 +59,22 @@ class DailyRound:
 
     def resume(self) -> None:
         """Ends a removal that was interrupted, at the start or by yesterday's failure. Raises StoreError."""
-        self._removal.resume()
+        self._store.removal.resume()
 
     def run(self) -> Report:
         """Drops what is older than the retention, then recounts yesterday and publishes the differences."""
         now = self._now()
         self.resume()
         if self._retention_days is not None:
-            removed = self._removal.retain(self._retention_days, now)
+            removed = self._store.removal.retain(self._retention_days, now)
             if removed:
                 logger.info("retention: removed events of %d tenants", len({entry.tenant_id for entry in removed}))
         yesterday = now.date() - timedelta(days=1)
-        self._upkeep.settle()
-        report = verify(self._connection, yesterday, yesterday)
-        self._metrics.verify_differences.set(len(report.differences))
-        self._metrics.verify_conflicts.set(len(report.conflicts))
-        self._metrics.verify_last_run.set(self._clock())
+        self._store.upkeep.settle()
+        report = self._store.verify(yesterday, yesterday)
+        self._store.metrics.verify_differences.set(len(report.differences))
+        self._store.metrics.verify_conflicts.set(len(report.conflicts))
+        self._store.metrics.verify_last_run.set(self._clock())
         log = logger.error if report.differences else logger.info
         log(
             "audit of %s: %d differences, %d conflicting ids", yesterday, len(report.differences), len(report.conflicts)

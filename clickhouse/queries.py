@@ -127,7 +127,7 @@ class Queries:
         if not isinstance(tenant, TenantId):
             raise TypeError("a question needs a TenantId: an unchecked tenant could be somebody else's")
         fence = {
-            "additional_table_filters": tenant_fence(tenant, is_cluster=self._connection.cluster is not None),
+            "additional_table_filters": tenant_fence(tenant),
             # Nobody waits longer for it; a thread that goes on would be lost to others.
             "max_execution_time": math.ceil(self._seconds),
         }
@@ -142,12 +142,11 @@ class Queries:
         )
 
 
-def tenant_fence(tenant: TenantId, *, is_cluster: bool = False) -> str:
+def tenant_fence(tenant: TenantId) -> str:
     """The value of `additional_table_filters` that hides every other tenant's rows from a statement.
 
     A second fence: it holds when a query forgets its WHERE. The engine takes no parameters here, so the text is
     built; a TenantId has no character that could end the literal.
     """
     condition = f"tenant_id = '{TenantId(tenant)}'".replace("'", "\\'")
-    tables = [*_TENANT_TABLES, *(f"{table}_local" for table in _TENANT_TABLES if is_cluster)]
-    return "{" + ", ".join(f"'{table}': '{condition}'" for table in tables) + "}"
+    return "{" + ", ".join(f"'{table}': '{condition}'" for table in _TENANT_TABLES) + "}"

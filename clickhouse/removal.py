@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from clickhouse.connection import Connection, quote_name
+from clickhouse.connection import Connection
 from clickhouse.errors import StoreUnavailableError
 from clickhouse.marks import ORPHAN_AFTER_SECONDS, Slot, new_segment_id
 from clickhouse.rollups import OPEN_MARKS
@@ -84,6 +84,11 @@ _WHOSE_SLOTS_LEFT: Final = _SLOTS_LEFT + _WHOSE
 
 _FORGET_AFTER_MS: Final = 3_600_000  # a withdrawn removal keeps the name for this long: it may yet be carried out
 _FOREIGN_SECONDS: Final = 2 * ORPHAN_AFTER_SECONDS  # other processes' segments are recounted, or taken over, by then
+# The removal's number stands in its statements, which the engine remembers.
+_MUTATIONS: Final = """
+SELECT is_done, latest_fail_reason FROM system.mutations
+WHERE database = currentDatabase() AND table = {table:String} AND position(command, toString({removal:UInt64})) > 0"""
+
 _POLL_SECONDS: Final = 0.05
 _LONGEST_POLL_SECONDS: Final = 2.0
 
@@ -219,9 +224,7 @@ class Removal:
         # What came while its day or tenant was being removed has lost its rollups with the others'.
         self._recount(_scope(first).slots_left, first)
         if first.tenant_id and not first.before and not first.agent_id:
-            self._connection.command(
-                f"OPTIMIZE TABLE {self._target('marks')} FINAL"
-            )  # forgets the tenant's closed marks
+            self._connection.command("OPTIMIZE TABLE marks FINAL")  # forgets the tenant's closed marks
         self._record(removed, _DONE)
         if first.agent_id:
             self._forget_name(first.removal_id)
@@ -248,22 +251,14 @@ class Removal:
     def _mutate(self, table: str, change: str, parameters: Mapping[str, Any], removal_id: int) -> None:
         """Tells the engine, and does not wait: a client's time-out would call one that goes on failed."""
         self._connection.command(
-            f"ALTER TABLE {self._target(table)} {change} AND {{removal:UInt64}} = {{removal:UInt64}}",
+            f"ALTER TABLE {table} {change} AND {{removal:UInt64}} = {{removal:UInt64}}",
             {**parameters, "removal": removal_id},
             mutations_sync=0,
         )
 
     def _mutations(self, table: str, removal_id: int) -> list[tuple[Any, ...]]:
-        """(is it done, why it last failed) of each replica that knows of the removal's mutation of `table`."""
-        cluster = self._connection.cluster
-        mutations = f"clusterAllReplicas({quote_name(cluster)}, system.mutations)" if cluster else "system.mutations"
-        # The removal's number stands in its statement, which the engine remembers.
-        return self._connection.rows(
-            f"SELECT is_done, latest_fail_reason FROM {mutations} WHERE database = currentDatabase() "
-            "AND table IN ({table:String}, concat({table:String}, '_local')) "
-            "AND position(command, toString({removal:UInt64})) > 0",
-            {"table": table, "removal": removal_id},
-        )
+        """(is it done, why it last failed) of each mutation of `table` for the removal, on the server that is asked."""
+        return self._connection.rows(_MUTATIONS, {"table": table, "removal": removal_id})
 
     def _wait_for_mutations(self, tables: Sequence[str], removal_id: int) -> None:
         """Raises StoreUnavailableError when the engine cannot carry one out now; it goes on trying by itself."""
@@ -302,13 +297,6 @@ class Removal:
     def _forget_name(self, removal_id: int) -> None:
         self._mutate("removals", "UPDATE agent_id = '' WHERE removal_id = {removal:UInt64}", {}, removal_id)
         self._wait_for_mutations(["removals"], removal_id)
-
-    def _target(self, table: str) -> str:
-        return (
-            table
-            if not self._connection.cluster
-            else f"{table}_local ON CLUSTER {quote_name(self._connection.cluster)}"
-        )
 
 
 def _scope(entry: Removed) -> _Scope:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from clickhouse.connection import Connection, quote_name
+from clickhouse.connection import Connection
 from clickhouse.errors import StoreError, StoreSetupError, StoreTooNewError
 
 _FILE_NAME: Final = re.compile(r"([0-9]{4})_([a-z0-9_]+)\.sql")
@@ -20,6 +19,21 @@ _ENGINE: Final = re.compile(r"ENGINE = (\w*MergeTree)(?:\(([^)]*)\))?\n")
 # - Merges wait for ten parts of a size. With the engine's five, a merge of five small parts with a large one passes the
 #   selector, which then leaves out the small ones but one: every insert rewrites the large part of its month.
 _EMBEDDED_SETTINGS: Final = "min_bytes_for_full_part_storage = 1048576, merge_selector_base = 10"
+
+# What a replica fetches from another one is synced as an insert is.
+_REPLICATED_SETTINGS: Final = "min_compressed_bytes_to_fsync_after_fetch = 1, min_rows_to_fsync_after_merge = 1"
+
+# Of a cluster's shard: which of how many it is, and which replica is its primary.
+_PLACEMENT_TABLE: Final = """CREATE TABLE IF NOT EXISTS placement
+(
+    number UInt64,
+    shard UInt32,
+    shards UInt32,
+    primary_host String
+)
+ENGINE = ReplacingMergeTree
+ORDER BY number
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1"""
 
 _HISTORY_TABLE: Final = """CREATE TABLE IF NOT EXISTS schema_history
 (
@@ -49,22 +63,33 @@ def migrations() -> list[Migration]:
     return sorted(found)
 
 
-def migrate(connection: Connection) -> list[str]:
+class Replica(NamedTuple):
+    """Which server of a cluster it is: the number of its shard, and its host."""
+
+    shard: int
+    host: str
+
+
+def make(connection: Connection, replica: Replica) -> None:
+    """Makes the tables on one replica; those that are there stay. Raises StoreError."""
+    for statement in (_PLACEMENT_TABLE, _HISTORY_TABLE, *(each for step in migrations() for each in step.statements)):
+        connection.command(ddl(statement, replica))
+
+
+def migrate(connection: Connection, replica: Replica | None = None) -> list[str]:
     """Brings the store to this program's schema; returns the names of the steps that were applied.
 
-    Safe to run twice and to interrupt. Raises StoreTooNewError before touching a store that a newer program
-    has migrated.
+    Safe to run twice and to interrupt. On the primary of a shard, after `make` on all its replicas. Raises
+    StoreTooNewError before touching a store that a newer program has migrated.
     """
-    for statement in ddl(_HISTORY_TABLE, connection.cluster, embedded=connection.embedded):
-        connection.command(statement)
+    connection.command(ddl(_HISTORY_TABLE, replica, embedded=connection.embedded))
     applied = _applied(connection)
     _refuse_newer(connection, applied)
     done = []
     for migration in migrations():
         if migration.version not in applied:
             for statement in migration.statements:
-                for part in ddl(statement, connection.cluster, embedded=connection.embedded):
-                    connection.command(part)
+                connection.command(ddl(statement, replica, embedded=connection.embedded))
             connection.insert("schema_history", ["version", "name"], [[migration.version], [migration.name]])
             done.append(f"{migration.version:04d}_{migration.name}")
     return done
@@ -92,30 +117,25 @@ def _refuse_newer(connection: Connection, applied: set[int]) -> None:
         )
 
 
-def ddl(statement: str, cluster: str | None, *, embedded: bool = False) -> Iterator[str]:
+def ddl(statement: str, replica: Replica | None, *, embedded: bool = False) -> str:
     """`statement` as it runs on this store.
 
-    On a cluster each table becomes a replicated `<name>_local` and a Distributed table sharded by tenant, so that
-    everything counted together lies on one shard. The tables of an embedded store are set up for small inserts.
+    On a cluster each table is replicated within its shard; the path says which, so no macro of the servers can be
+    wrong. The tables of an embedded store are set up for small inserts.
     """
-    if cluster is None:
-        yield statement.replace("\nSETTINGS ", f"\nSETTINGS {_EMBEDDED_SETTINGS}, ") if embedded else statement
-        return
+    if replica is None:
+        return statement.replace("\nSETTINGS ", f"\nSETTINGS {_EMBEDDED_SETTINGS}, ") if embedded else statement
     create, engine = _CREATE.search(statement), _ENGINE.search(statement)
     if create is None or engine is None:
         raise StoreError(f"this migration has no form for a cluster: {statement[:60]}")
-    table = create[1]
-    on_cluster = f"ON CLUSTER {quote_name(cluster)}"
-    arguments = f"'/clickhouse/tables/{{shard}}/{{database}}/{table}', '{{replica}}'"
-    if engine[2]:
-        arguments += f", {engine[2]}"
-    local = statement.replace(create[0], f"CREATE TABLE IF NOT EXISTS {table}_local {on_cluster}\n")
-    yield local.replace(engine[0], f"ENGINE = Replicated{engine[1]}({arguments})\n")
-    sharding_key = "sipHash64(tenant_id)" if "tenant_id" in statement else "version"
-    yield (
-        f"CREATE TABLE IF NOT EXISTS {table} {on_cluster} AS {table}_local\n"
-        f"ENGINE = Distributed({quote_name(cluster)}, currentDatabase(), {table}_local, {sharding_key})"
-    )
+    path = f"/clickhouse/agentidp_analytics/{{database}}/{replica.shard}/{create[1]}"
+    arguments = f"{_quoted(path)}, {_quoted(replica.host)}" + (f", {engine[2]}" if engine[2] else "")
+    made = statement.replace(engine[0], f"ENGINE = Replicated{engine[1]}({arguments})\n")
+    return made.replace("\nSETTINGS ", f"\nSETTINGS {_REPLICATED_SETTINGS}, ")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _applied(connection: Connection) -> set[int]:

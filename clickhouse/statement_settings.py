@@ -15,14 +15,12 @@ SETTINGS: Final[Mapping[str, str | int]] = {
     "max_memory_usage": 4 * 1024**3,
     "max_execution_time": 300,
 }
-# What a cluster needs on top: an insert is answered by a majority, and a read sees every answered insert.
-CLUSTER_SETTINGS: Final[Mapping[str, str | int]] = {
-    "insert_quorum": "auto",
-    "insert_quorum_parallel": 0,
-    "select_sequential_consistency": 1,
-    "distributed_foreground_insert": 1,
-    "distributed_product_mode": "local",  # a subquery asks the shard that it runs on: all of a tenant is there
-    "distributed_ddl_task_timeout": 120,
+# With several replicas: an insert is answered by two, so it outlives either. In parallel, because a sequential quorum
+# refuses what is inserted beside. Reads go to the one replica that is written to, and see everything.
+QUORUM: Final[Mapping[str, str | int]] = {
+    "insert_quorum": 2,
+    "insert_quorum_parallel": 1,
+    "insert_quorum_timeout": 15_000,  # ms; below the time after which an insert counts as given up
 }
 
 _OVERFLOW_MODES: Final = (
@@ -54,6 +52,8 @@ NEUTRAL: Final[Mapping[str, str | int]] = {
     # An answer of a minute ago, or of a replica that lags.
     "use_query_cache": 0,
     "fallback_to_stale_replicas_for_distributed_queries": 0,
+    # One insert in several parts at once, which a crash may cut in two.
+    "max_insert_threads": 1,
     # Several replicas, or a shard each, of which one row is read twice or none.
     "enable_parallel_replicas": 0,
     "parallel_replicas_count": 0,

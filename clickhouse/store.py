@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import date
 from typing import Self
 
 from prometheus_client import CollectorRegistry
 
-from clickhouse import schema, topology
+from clickhouse import schema
+from clickhouse.audit import Report, verify
 from clickhouse.connection import Connection
 from clickhouse.counters_file import CountersFile
 from clickhouse.daily import DailyRound
+from clickhouse.export import export
 from clickhouse.marks import Segments
 from clickhouse.metrics import StoreMetrics
 from clickhouse.queries import Queries
@@ -21,8 +23,6 @@ from clickhouse.rollups import Rollups
 from clickhouse.totals import Totals
 from clickhouse.upkeep import Upkeep
 from clickhouse.writer import Writer
-
-logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -34,32 +34,16 @@ class Store:
         registry: CollectorRegistry,
         *,
         clock: Callable[[], float] = time.time,
+        metrics: StoreMetrics | None = None,
     ) -> None:
+        """`metrics`: those of a store that this one is a shard of."""
         self._clock = clock
         self.connection = connection
         self.segments = Segments()
-        self.metrics = StoreMetrics(registry, self.segments.dirty_slots)
+        self.metrics = metrics or StoreMetrics(registry, self.segments.dirty_slots)
         self.writer = Writer(connection, self.segments, clock=clock)
         self.upkeep = Upkeep(connection, self.segments, Rollups(connection), self.metrics, clock=clock)
         self.removal = Removal(connection, self.writer, self.upkeep, clock=clock)
-
-    @classmethod
-    def open(cls, dsn: str, cluster: str | None, registry: CollectorRegistry, *, create: bool = True) -> Self:
-        """Opens the store. The embedded one is made and migrated if `create`; a server must have its schema.
-
-        Raises StoreError.
-        """
-        create = create and dsn.startswith("chdb:")
-        connection = Connection(dsn, cluster=cluster, create=create)
-        topology.inspect(connection)
-        if create:
-            applied = schema.migrate(connection)
-            if applied:
-                logger.info("schema of %s brought to %s", connection.address, applied[-1])
-        else:
-            schema.check(connection)
-        connection.hold()
-        return cls(connection, registry)
 
     def queries(self, seconds: float = 30.0) -> Queries:
         """The tenant's questions; the engine ends a statement after `seconds`."""
@@ -72,14 +56,20 @@ class Store:
 
     def daily(self, retention_days: int | None) -> DailyRound:
         """What is done every night; `retention_days` None keeps all."""
-        return DailyRound(
-            self.connection,
-            self.upkeep,
-            self.removal,
-            self.metrics,
-            retention_days=retention_days,
-            clock=self._clock,
-        )
+        return DailyRound(self, retention_days=retention_days, clock=self._clock)
+
+    def verify(
+        self,
+        since: date | None = None,
+        until: date | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Report:
+        """Raw events against rollups; see `clickhouse.audit.verify`."""
+        return verify(self.connection, since, until, progress)
+
+    def export(self) -> Iterator[bytes]:
+        """Every event, as NDJSON; see `clickhouse.export.export`."""
+        return export(self.connection)
 
     def __enter__(self) -> Self:
         return self

@@ -39,8 +39,9 @@ class Topology(StrEnum):
     CLUSTER = "replicated cluster"
 
 
-def inspect(connection: Connection, *, clock: Callable[[], float] = time.time) -> Topology:
-    """What `connection` leads to; sends the settings that it needs from then on. `clock` gives Unix seconds.
+def inspect(connection: Connection, *, cluster: str | None = None, clock: Callable[[], float] = time.time) -> Topology:
+    """What `connection` leads to; sends the settings that it needs from then on. `cluster` is the one it is a
+    replica of, `clock` gives Unix seconds.
 
     Raises StoreSetupError, in one line that says what to change, for what would lose events or answer wrongly; nothing
     was changed then.
@@ -61,7 +62,7 @@ def inspect(connection: Connection, *, clock: Callable[[], float] = time.time) -
         raise _refused(
             connection, f"the user may only read (readonly = {settings['readonly']}); give one that may write"
         )
-    topology = _by_engines(connection, is_cloud=settings.get("cloud_mode", "0") != "0")
+    topology = _by_engines(connection, cluster, is_cloud=settings.get("cloud_mode", "0") != "0")
     if topology is Topology.CLOUD:
         # Any of its servers may answer, and each has to know first what the others have written.
         connection.send_settings({"select_sequential_consistency": 1})
@@ -78,13 +79,15 @@ def _require_version(connection: Connection, version: str) -> None:
         raise _refused(connection, f"the server is ClickHouse {version}; {oldest} is the oldest that will do")
 
 
-def _by_engines(connection: Connection, *, is_cloud: bool) -> Topology:
+def _by_engines(connection: Connection, cluster: str | None, *, is_cloud: bool) -> Topology:
     engines = dict(connection.rows(_ENGINES, {"tables": list(_TABLES)}))
     shared = [name for name, engine in engines.items() if engine.startswith("Shared")]
     replicated = [name for name, engine in engines.items() if engine.startswith("Replicated")]
-    if connection.cluster is not None:
+    if cluster is not None:
         if shared or is_cloud:
-            raise _refused(connection, f"this is ClickHouse Cloud; leave out --cluster {connection.cluster}")
+            raise _refused(connection, f"this is ClickHouse Cloud; leave out --cluster {cluster}")
+        if engines and not replicated:
+            raise _refused(connection, "its tables are not replicated; leave out --cluster, or give another database")
         return Topology.CLUSTER
     if replicated:
         raise _refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import click
 import pytest
 
-from agentidp_analytics import cli
+from agentidp_analytics import cli, service, store_commands
 from agentidp_analytics.dev_keys import DevKey
 from agentidp_analytics.options import EXISTING_FILE, Address, Duration, PerSecond
-from clickhouse import schema
-from clickhouse.store import Store
+
+# The package has the function of the same name.
+demo_module = importlib.import_module("agentidp_analytics.demo")
 
 NUMBERS = ("", "-1", "1.5.0", "abc", "nan", "inf", "1e9", "0x10", "1_0", "+5", " 5", "５", "9" * 400)
 HOSTILE: dict[str, tuple[str, ...]] = {
@@ -101,8 +103,9 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("the call was not refused")
 
-    monkeypatch.setattr(Store, "open", opened)
-    monkeypatch.setattr(schema, "migrate", opened)
+    for module in (store_commands, service, demo_module):
+        monkeypatch.setattr(module, "open_store", opened)
+    monkeypatch.setattr(store_commands, "migrate_store", opened)
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from datetime import timedelta
@@ -338,11 +339,9 @@ def test_a_migration_interrupted_after_any_statement_is_finished_by_the_next(tmp
 def test_the_engine_parses_the_schema_of_a_cluster(server_store: Connection) -> None:
     for migration in schema.migrations():
         for statement in migration.statements:
-            made = list(schema.ddl(statement, "my`cluster"))
-            assert len(made) == 2
-            for ddl in made:
-                formatted = server_store.rows("SELECT formatQuery({ddl:String})", {"ddl": ddl})[0][0]
-                assert "ON CLUSTER `my\\`cluster`" in formatted
-            assert "ReplicatedReplacingMergeTree(" in made[0] or "ReplicatedMergeTree(" in made[0] \
-                or "ReplicatedAggregatingMergeTree(" in made[0] or "ReplicatedSummingMergeTree(" in made[0]  # fmt: skip
-            assert "sipHash64(tenant_id)" in made[1]
+            made = schema.ddl(statement, schema.Replica(2, "ch-2b's"))
+            formatted = server_store.rows("SELECT formatQuery({ddl:String})", {"ddl": made})[0][0]
+            path = re.search(r"Replicated\w*MergeTree\('([^']*)', 'ch-2b\\'s'(, \w+)?\)", formatted)
+            assert path is not None, formatted
+            assert path[1].startswith("/clickhouse/agentidp_analytics/{database}/2/")
+            assert "min_compressed_bytes_to_fsync_after_fetch = 1" in formatted

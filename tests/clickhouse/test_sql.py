@@ -22,13 +22,8 @@ LAMBDA = re.compile(r"\barray\w+\(\w+ ->")
 CLOCK = re.compile(r"\b(now|now64|today|yesterday|nowInBlock)\s*\(")
 # Identifiers, which no engine takes as parameters: (module, what may be put in).
 ALLOWED = {
-    ("rollups.py", "on_cluster"), ("rollups.py", "int(segment)"),
-    ("removal.py", "change"),
-    ("removal.py", "self._target(table)"), ("removal.py", "condition"), ("removal.py", "self._target('removals')"),
-    ("removal.py", "mutations"),
-    ("connection.py", "quote_name(name)"), ("connection.py", "on_cluster"), ("connection.py", "quote_name(table)"),
-    ("schema.py", "table"), ("schema.py", "on_cluster"), ("schema.py", "quote_name(cluster)"),
-    ("schema.py", "sharding_key"),
+    ("removal.py", "change"), ("removal.py", "table"),
+    ("connection.py", "quote_name(name)"), ("connection.py", "quote_name(table)"),
 }  # fmt: skip
 
 

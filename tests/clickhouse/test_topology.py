@@ -110,7 +110,7 @@ def test_cloud_reads_what_every_replica_was_told(pretending: Bridge, instead: di
     assert seen == [(1,)], "a client that another thread opened later"
     connection.close()
     with pytest.raises(StoreSetupError, match="leave out --cluster"):
-        topology.inspect(Connection(pretending.dsn_of("analytics"), cluster="any"))
+        topology.inspect(Connection(pretending.dsn_of("analytics")), cluster="any")
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
 from clickhouse.event import Event
 from clickhouse.fleet import Fleet
 from clickhouse.marks import ORPHAN_AFTER_SECONDS
+from clickhouse.open_store import open_store
 from clickhouse.removal import Removed
 from clickhouse.rollups import Recompute, Rollups
-from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 from clickhouse.totals import Totals
 from tests.conftest import empty
@@ -250,7 +250,7 @@ def test_the_thread_outlives_every_error_and_tells_each_once(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_thread_makes_the_process_unready(server_store: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     empty(server_store)
-    store = Store.open(server_store.dsn, None, CollectorRegistry())
+    store = open_store(server_store.dsn, None, CollectorRegistry())
     store.check()
     failing(monkeypatch, Rig(server_store), [SystemExit()])
     store.upkeep.start()

@@ -16,6 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from tests.support.bridge.engine import Engine
+from tests.support.bridge.replica import Replica
 from tests.support.bridge.server import MAX_URI_BYTES, Server
 
 
@@ -27,16 +28,21 @@ def main() -> None:
     parser.add_argument(
         "--until-stdin-closes", action="store_true", help="stop when standard input ends, so that no parent is outlived"
     )
+    parser.add_argument("--replica", help="JSON: the shard's `shared` directory, this one's `name`, the `cluster`")
     arguments = parser.parse_args()
     if "BRIDGE_PASSWORD" not in os.environ:
         parser.error("BRIDGE_PASSWORD is not set")
     arguments.path.mkdir(parents=True, exist_ok=True)
-    engine = Engine(arguments.path)
+    alone = Engine(arguments.path)
+    engine: Engine | Replica = alone
+    if arguments.replica:
+        of = json.loads(arguments.replica)
+        engine = Replica(alone, Path(of["shared"]), of["name"], [tuple(row) for row in of["cluster"]])
     asyncio.run(_serve(engine, arguments.listen, watch_stdin=arguments.until_stdin_closes))
     engine.close()
 
 
-async def _serve(engine: Engine, listen: str, *, watch_stdin: bool) -> None:
+async def _serve(engine: Engine | Replica, listen: str, *, watch_stdin: bool) -> None:
     server = Server(engine, os.environ.get("BRIDGE_USER", "default"), os.environ["BRIDGE_PASSWORD"])
     runner = web.AppRunner(
         server.application(),

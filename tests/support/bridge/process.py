@@ -9,6 +9,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -26,11 +27,23 @@ class Bridge:
     The port is free at the first start and stays the same over restarts, so that clients find it again.
     """
 
-    def __init__(self, path: Path, *, user: str = "default", password: str = "secret") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        user: str = "default",
+        password: str = "secret",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        replica: Mapping[str, object] | None = None,
+    ) -> None:
+        """`replica`: see `--replica` of `__main__`."""
         self.path = path
+        self.host = host
+        self.replica = replica
         self.user = user
         self.password = password
-        self.port = 0
+        self.port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
 
@@ -41,7 +54,7 @@ class Bridge:
 
     def dsn_of(self, database: str) -> str:
         """The same for another database, which need not exist yet."""
-        return f"http://{quote(self.user)}:{quote(self.password)}@127.0.0.1:{self.port}/{quote(database)}"
+        return f"http://{quote(self.user)}:{quote(self.password)}@{self.host}:{self.port}/{quote(database)}"
 
     @property
     def pid(self) -> int:
@@ -52,7 +65,9 @@ class Bridge:
         """Returns when the server answers; raises RuntimeError with its last words when it does not come up."""
         if self._process is not None:
             raise RuntimeError("the bridge is already running")
-        options = ["--path", str(self.path), "--listen", f"127.0.0.1:{self.port}", "--until-stdin-closes"]
+        options = ["--path", str(self.path), "--listen", f"{self.host}:{self.port}", "--until-stdin-closes"]
+        if self.replica is not None:
+            options += ["--replica", json.dumps(self.replica)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.bridge", *options],
@@ -97,6 +112,10 @@ class Bridge:
         """What is run instead of a text in statements from now on, in place of what was pretended before."""
         self._control("POST", "pretend", **instead)
 
+    def replicate(self, *, fetches: bool = True, lag: float = 0.0) -> None:
+        """Of a replica: whether it takes what the others wrote, and how many seconds after they did."""
+        self._control("POST", "replica", fetches=str(int(fetches)), lag=str(lag))
+
     def wait_hanging(self, count: int = 1) -> None:
         """Returns as soon as `count` inserts hang, after `fail("hang")`."""
         self._control("GET", "wait_hanging", count=str(count))
@@ -123,7 +142,7 @@ class Bridge:
         return self._process
 
     def _control(self, method: str, action: str, **parameters: str) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_TIMEOUT)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=START_TIMEOUT)
         try:
             connection.request(method, f"/_bridge/{action}?{urlencode(parameters)}")
             response = connection.getresponse()

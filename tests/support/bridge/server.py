@@ -27,6 +27,7 @@ from tests.support.bridge.errors import (
     refusal,
 )
 from tests.support.bridge.faults import Faults, Mode
+from tests.support.bridge.replica import Replica
 from tests.support.bridge.statement import parse_statement
 
 WORKERS: Final = 16
@@ -49,8 +50,9 @@ _CONTENT_TYPES: Final = {
 class Server:
     """The handlers of one bridge; `user` and `password` are the only credentials it accepts."""
 
-    def __init__(self, engine: Engine, user: str, password: str) -> None:
+    def __init__(self, engine: Engine | Replica, user: str, password: str) -> None:
         self._engine = engine
+        self._behind = engine.engine if isinstance(engine, Replica) else engine
         self._credentials = (user, password)
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="engine")
         self._faults = Faults()
@@ -63,6 +65,7 @@ class Server:
         app.router.add_post("/_bridge/reset", self._reset)
         app.router.add_post("/_bridge/profile", self._profile)
         app.router.add_post("/_bridge/pretend", self._pretend)
+        app.router.add_post("/_bridge/replica", self._replica)
         app.router.add_get("/_bridge/wait_hanging", self._wait_hanging)
         app.router.add_route("*", "/", self._query)
         return app
@@ -139,11 +142,17 @@ class Server:
         return web.Response(text="Ok.\n")
 
     async def _profile(self, request: web.Request) -> web.Response:
-        self._engine.profile = dict(request.query)
+        self._behind.profile = dict(request.query)
         return web.Response(text="Ok.\n")
 
     async def _pretend(self, request: web.Request) -> web.Response:
-        self._engine.pretended = dict(request.query)
+        self._behind.pretended = dict(request.query)
+        return web.Response(text="Ok.\n")
+
+    async def _replica(self, request: web.Request) -> web.Response:
+        if not isinstance(self._engine, Replica):
+            raise web.HTTPBadRequest(text="this bridge is no replica\n")
+        self._engine.control(fetches=request.query["fetches"] == "1", lag=float(request.query["lag"]))
         return web.Response(text="Ok.\n")
 
     async def _wait_hanging(self, request: web.Request) -> web.Response:

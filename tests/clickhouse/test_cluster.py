@@ -1,0 +1,145 @@
+"""A store over the shards of a cluster: bridges that replicate as servers do, a real engine behind each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from clickhouse.cluster import shard_of
+from clickhouse.connection import Connection
+from clickhouse.errors import StoreSetupError, StoreUnavailableError
+from clickhouse.event import Event
+from clickhouse.open_store import migrate_store, open_store
+from clickhouse.sharded import ShardedStore
+from clickhouse.tenant import TenantId
+from tests.support.cluster import NAME, Cluster
+from tests.support.oracle import Oracle
+from tests.support.rig import NOW
+from tests.support.service import run
+
+TENANTS = [f"org-{letter}" for letter in "abcdefgh"]
+
+
+def event(number: int, tenant: str = "", hours_ago: float = 1.0) -> Event:
+    at = NOW - timedelta(hours=hours_ago)
+    serial = hashlib.md5(str(number).encode()).hexdigest()
+    return Event(tenant or TENANTS[number % len(TENANTS)], int(at.timestamp() * 1000), serial, f"agent-{number % 5}")
+
+
+EVENTS = [event(number, hours_ago=number % 50) for number in range(400)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("cluster")) as made:
+        list(migrate_store(made.dsn, NAME))
+        yield made
+
+
+@pytest.fixture
+def store(cluster: Cluster) -> Iterator[ShardedStore]:
+    for bridge in cluster.bridges:
+        bridge.replicate()
+    opened = open_store(cluster.dsn, NAME, CollectorRegistry(), clock=NOW.timestamp)
+    assert isinstance(opened, ShardedStore)
+    with opened:
+        yield opened
+
+
+def agree(store: ShardedStore, oracle: Oracle) -> None:
+    queries = store.queries()
+    for tenant in oracle.tenants():
+        name = TenantId(tenant)
+        assert queries.trend(name, NOW.date(), 90) == oracle.trend(tenant, NOW.date(), 90)
+        assert queries.activity(name, NOW.date(), 90) == oracle.activity(tenant, NOW.date(), 90)
+        assert queries.agents(name, NOW.date()) == oracle.agents(tenant, NOW.date())
+
+
+def counts_on(bridge_dsn: str) -> dict[str, int]:
+    connection = Connection(bridge_dsn)
+    rows = connection.rows("SELECT tenant_id, toUInt64(sum(issued)) FROM tenant_day FINAL GROUP BY tenant_id")
+    connection.close()
+    return {str(tenant): int(count) for tenant, count in rows}
+
+
+def test_a_tenant_is_on_one_shard_and_every_replica_of_it_has_it(cluster: Cluster, store: ShardedStore) -> None:
+    store.writer.write(EVENTS)
+    agree(store, Oracle(EVENTS))
+    store.upkeep.settle()
+    agree(store, Oracle(EVENTS))
+    assert {shard_of(tenant, 2) for tenant in TENANTS} == {0, 1}
+    for position, of_shard in enumerate(cluster.shards):
+        expected = {t: sum(e.tenant_id == t for e in EVENTS) for t in TENANTS if shard_of(t, 2) == position}
+        for bridge in of_shard:
+            Connection(bridge.dsn_of("analytics")).command("SYSTEM SYNC REPLICA tenant_day")
+            assert counts_on(bridge.dsn_of("analytics")) == expected
+    assert store.verify().differences == []
+    fleet = store.totals().read()
+    assert fleet.tenant_id == sorted(TENANTS)
+    assert sum(fleet.tokens_issued) == len(EVENTS)
+
+
+def test_counters_of_all_shards_are_recorded_where_their_tenants_are(cluster: Cluster, store: ShardedStore) -> None:
+    store.writer.write(EVENTS)
+    store.upkeep.settle()
+    totals = store.totals()
+    fleet = totals.read()
+    totals.record(fleet, fleet.tenant_id, (7, 1))
+    again = store.totals().read()
+    assert all(again.published)
+    assert (again.tokens_issued, again.other) == (fleet.tokens_issued, (7, 1))
+
+
+def test_the_shard_of_a_tenant_never_changes() -> None:
+    assert [shard_of(tenant, 5) for tenant in TENANTS] == [3, 3, 3, 2, 0, 2, 0, 2]
+
+
+def test_one_dead_replica_stops_nothing_and_a_second_stops_writing(cluster: Cluster, store: ShardedStore) -> None:
+    of_first = next(t for t in TENANTS if shard_of(t, 2) == 0)
+    more = [event(1_000 + n, of_first) for n in range(5)]
+    cluster.shards[0][2].kill()
+    try:
+        store.writer.write([*EVENTS, *more])
+        cluster.shards[0][1].replicate(fetches=False)
+        with pytest.raises(StoreUnavailableError):
+            store.writer.write([event(2_000, of_first)])  # no second replica has it: not durable
+        cluster.shards[0][1].replicate()
+        store.writer.write([event(2_000, of_first)])
+    finally:
+        cluster.shards[0][2].restart()
+    agree(store, Oracle([*EVENTS, *more, event(2_000, of_first)]))
+
+
+def test_a_change_of_shards_is_refused_and_nothing_is_looked_for_elsewhere(cluster: Cluster) -> None:
+    first = cluster.shards[0]
+    rows = ", ".join(f"('main', 1, {number + 1}, '{bridge.host}')" for number, bridge in enumerate(first))
+    columns = "cluster String, shard_num UInt32, replica_num UInt32, host_name String"
+    pretended = {"system.clusters": f"(SELECT * FROM values('{columns}', {rows}))"}
+    first[0].pretend(**pretended)
+    with pytest.raises(StoreSetupError, match="was made as number 1 of 2 and is number 1 of 1 now"):
+        open_store(cluster.dsn, NAME, CollectorRegistry())
+    first[0].pretend(**{"system.clusters": f"(SELECT * FROM values('{columns}', {rows.rpartition(', (')[0]}))"})
+    with pytest.raises(StoreSetupError, match="shard 1 has 2 replicas"):
+        open_store(cluster.dsn, NAME, CollectorRegistry())
+    first[0].stop()
+    first[0].restart()
+
+
+def test_commands_work_on_a_cluster(cluster: Cluster, store: ShardedStore) -> None:
+    del store
+    again = run("migrate", *cluster.arguments)
+    assert again.returncode == 0
+    assert again.stdout.count("schema is current") == 2
+    unknown = run("verify", "--dsn", cluster.dsn, "--cluster", "nobody")
+    assert (unknown.returncode, "it knows main" in unknown.stderr) == (2, True), unknown.stderr
+    verified = run("verify", *cluster.arguments)
+    assert (verified.returncode, "0 differences" in verified.stdout) == (0, True), verified.stdout + verified.stderr
+    exported = run("export", *cluster.arguments)
+    assert exported.stdout.count("\n") >= len(EVENTS)
+    erased = run("erase", *cluster.arguments, "--tenant", TENANTS[0])
+    assert erased.returncode == 0, erased.stderr
+    assert TENANTS[0] not in run("export", *cluster.arguments).stdout
