@@ -73,6 +73,7 @@ for command in (
     store_commands.export_command,
     store_commands.verify_command,
     store_commands.erase,
+    store_commands.failover_command,
     demo,
 ):
     cli.add_command(command)

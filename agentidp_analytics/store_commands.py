@@ -18,7 +18,7 @@ from agentidp_analytics.options import EXISTING_FILE, option, store_options
 from agentidp_analytics.progress import Progress
 from clickhouse.audit import MAX_CONFLICTS, Report, table_of
 from clickhouse.errors import StoreError
-from clickhouse.open_store import migrate_store, open_store
+from clickhouse.open_store import failover_store, migrate_store, open_store
 from clickhouse.sharded import ShardedStore
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
@@ -193,6 +193,19 @@ def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run
         raise StoreError(f"there is no event of {name}; nothing was erased")
     done = "would erase" if dry_run else "erased"
     click.echo(f"{done} {removed.issued:,} issued and {removed.failed:,} refused tokens of {name}")
+
+
+@click.command(name="failover")
+@store_options
+@option("--shard", type=click.IntRange(1), required=True, help="Number of the shard, as system.clusters has it.")
+@option("--to", required=True, help="Host of the replica that becomes its primary.")
+def failover_command(dsn: str, cluster: str | None, shard: int, to: str) -> None:
+    """Makes another replica a shard's primary: it fetches, all processes follow, the last hour is recounted."""
+    if cluster is None:
+        raise click.UsageError("--cluster is missing; a failover is one of a cluster's shards")
+    with Progress() as progress:
+        slots = failover_store(dsn, cluster, shard, to, progress.say)
+    click.echo(f"{to} is the primary of shard {shard}; {slots:,} slots recounted")
 
 
 def tenant_option(text: str) -> TenantId:

@@ -13,6 +13,7 @@ removal              retention and erasure
 audit, daily         everything recounted and compared; what is done every night
 export               every event, to take elsewhere
 store                all of this put together once a process; metrics of it
-cluster, sharded     which servers make a shard; a store over several of them
+cluster, failover    which servers make a shard, which is its primary, and how another becomes it
+sharded              a store over several shards
 open_store           the store that a DSN leads to
 """

@@ -58,14 +58,23 @@ class Connection:
             prepare(embedded_path(dsn), create=create)
             self._arguments: dict[str, Any] = {"dsn": dsn}
         else:
-            self._arguments = server_arguments(dsn) | {
-                "autogenerate_session_id": False,
-                "connect_timeout": 5,
-                "send_receive_timeout": insert_timeout + 5,
-                "query_retries": 0,
-                "form_encode_query_params": True,  # lists of slots would outgrow a URL
-            }
+            self._arguments = self._server_arguments(dsn)
         self._open(create=create)
+
+    def _server_arguments(self, dsn: str) -> dict[str, Any]:
+        return server_arguments(dsn) | {
+            "autogenerate_session_id": False,
+            "connect_timeout": 5,
+            "send_receive_timeout": self.insert_timeout + 5,
+            "query_retries": 0,
+            "form_encode_query_params": True,  # lists of slots would outgrow a URL
+        }
+
+    def move(self, dsn: str) -> None:
+        """From now on statements go to another server with the same tables; those under way end where they are."""
+        arguments = self._server_arguments(dsn)
+        with self._lock:
+            self.dsn, self._arguments, self._clients = dsn, arguments, []
 
     @property
     def path(self) -> Path | None:
@@ -249,12 +258,13 @@ class Connection:
         if self._foothold:
             self._foothold.check()
         client: Client | None = getattr(self._local, "client", None)
-        if client is None or self._closed:
+        if client is None or self._closed or self._local.arguments is not self._arguments:
             if self._closed:
                 raise StoreUnavailableError("the store is closed")
+            arguments = self._arguments
             with self._errors(opening=True):
                 client = self._connected()
-            self._local.client = client
+            self._local.client, self._local.arguments = client, arguments
             with self._lock:
                 self._clients.append(client)
         return client

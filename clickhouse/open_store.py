@@ -13,6 +13,7 @@ from clickhouse import schema, topology
 from clickhouse.cluster import Placement, Shard, dsn_at, place, placement_of, require_placement, shards_of
 from clickhouse.connection import Connection
 from clickhouse.errors import StoreSetupError
+from clickhouse.failover import Follower, Followers, failover
 from clickhouse.metrics import StoreMetrics
 from clickhouse.sharded import ShardedStore
 from clickhouse.store import Store
@@ -73,13 +74,15 @@ def _open_cluster(dsn: str, cluster: str, registry: CollectorRegistry, clock: Ca
     shards = _shards(dsn, cluster)
     metrics = StoreMetrics(registry, lambda: sum(store.segments.dirty_slots() for store in stores))
     stores: list[Store] = []
+    followers: list[Follower] = []
     for shard in shards:
         placement = require_placement(cluster, shard, shards, placement_of(dsn, shard))
         connection = Connection(dsn_at(dsn, placement.primary_host), replicas=len(shard.hosts), create=False)
         topology.inspect(connection, cluster=cluster)
         schema.check(connection)
         stores.append(Store(connection, registry, clock=clock, metrics=metrics))
-    return ShardedStore(stores, metrics, clock=clock)
+        followers.append(Follower(connection, dsn, shard, placement))
+    return ShardedStore(stores, Followers(followers), metrics, clock=clock)
 
 
 def migrate_store(dsn: str, cluster: str | None) -> Iterator[tuple[str, list[str]]]:
@@ -107,6 +110,18 @@ def migrate_store(dsn: str, cluster: str | None) -> Iterator[tuple[str, list[str
         place(primary, placement)
         yield primary.address, applied
         primary.close()
+
+
+def failover_store(
+    dsn: str,
+    cluster: str,
+    shard: int,
+    host: str,
+    say: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Makes the replica on `host` the primary of a shard; see `clickhouse.failover.failover`. Raises StoreError."""
+    return failover(dsn, cluster, _shards(dsn, cluster), shard, host, say=say, sleep=sleep)
 
 
 def _shards(dsn: str, cluster: str) -> list[Shard]:

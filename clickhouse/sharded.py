@@ -12,6 +12,7 @@ from clickhouse.audit import Report
 from clickhouse.cluster import shard_of
 from clickhouse.daily import DailyRound
 from clickhouse.event import Event
+from clickhouse.failover import Followers
 from clickhouse.fleet import Fleet
 from clickhouse.metrics import StoreMetrics
 from clickhouse.queries import Queries
@@ -50,11 +51,13 @@ class ShardedWriter:
 class ShardedUpkeep:
     """The upkeep of every shard; each has a thread of its own."""
 
-    def __init__(self, shards: Sequence[Upkeep]) -> None:
+    def __init__(self, shards: Sequence[Upkeep], followers: Followers) -> None:
         self._shards = shards
+        self._followers = followers
 
     def start(self) -> None:
-        """As Upkeep.start."""
+        """As Upkeep.start; from then on failovers are followed."""
+        self._followers.start()
         for upkeep in self._shards:
             upkeep.start()
 
@@ -62,6 +65,7 @@ class ShardedUpkeep:
         """As Upkeep.stop."""
         for upkeep in self._shards:
             upkeep.stop()
+        self._followers.stop()
 
     def settle(self) -> None:
         """As Upkeep.settle."""
@@ -161,13 +165,16 @@ class ShardedTotals:
 class ShardedStore:
     """What Store is, over the shards of a cluster."""
 
-    def __init__(self, shards: Sequence[Store], metrics: StoreMetrics, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, shards: Sequence[Store], followers: Followers, metrics: StoreMetrics, *, clock: Callable[[], float]
+    ) -> None:
         self.shards = shards
+        self.followers = followers
         self.metrics = metrics
         self._clock = clock
         self._threads = ThreadPoolExecutor(4 * len(shards), thread_name_prefix="shards")
         self.writer = ShardedWriter([shard.writer for shard in shards], self._threads)
-        self.upkeep = ShardedUpkeep([shard.upkeep for shard in shards])
+        self.upkeep = ShardedUpkeep([shard.upkeep for shard in shards], followers)
         self.removal = ShardedRemoval([shard.removal for shard in shards])
 
     def queries(self, seconds: float = 30.0) -> ShardedQueries:

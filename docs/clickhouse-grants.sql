@@ -9,3 +9,5 @@ GRANT SELECT, INSERT, CREATE TABLE, ALTER DELETE, ALTER UPDATE, OPTIMIZE ON anal
 -- serve, ingest, verify, export, erase.
 CREATE USER IF NOT EXISTS agentidp_analytics IDENTIFIED WITH sha256_password BY 'change me too';
 GRANT SELECT, INSERT, ALTER DELETE, ALTER UPDATE, OPTIMIZE ON analytics.* TO agentidp_analytics;
+-- Of a cluster: to follow a failover.
+GRANT SYSTEM SYNC REPLICA ON analytics.* TO agentidp_analytics;

@@ -16,6 +16,7 @@ from clickhouse.commit import LINGER_SECONDS, GroupCommit
 from clickhouse.connection import INSERT_SECONDS
 from clickhouse.daily import HOUR_OF_DAY
 from clickhouse.event import _MILLISECONDS_FROM, EARLIEST_MS, FUTURE_TOLERANCE_MS, MAX_ID_LENGTH, MAX_TEXT_LENGTH
+from clickhouse.failover import FOLLOW_SECONDS, GRACE_SECONDS
 from clickhouse.marks import MAX_OPEN_SECONDS, ORPHAN_AFTER_SECONDS, REMARK_AFTER_SECONDS, SLOT_MS
 from clickhouse.removal import _FOREIGN_SECONDS
 from clickhouse.statement_settings import SETTINGS
@@ -120,6 +121,7 @@ ROWS: Final = [
     row(OPERATIONS, "closes idle upstream connections before {} s", SETTINGS_OF_API.keepalive_seconds),
     row(OPERATIONS, "One statement may take {} GiB", int(SETTINGS["max_memory_usage"]) / 1024**3),
     row(OPERATIONS, "a clock more than {} s from this machine's", CLOCK_SECONDS),
+    row(OPERATIONS, "waits {} s until every process has followed (they look every {} s", GRACE_SECONDS, FOLLOW_SECONDS),
     row(OPERATIONS, "Recounts take at most a {} of the time", {5: "fifth"}[round(1 / _DUTY)]),
     row(OPERATIONS, "Events from {} minutes ahead on are refused", FUTURE_MINUTES),
     row(OPERATIONS, "every night at {}:00 UTC", HOUR),

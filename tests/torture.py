@@ -139,13 +139,13 @@ def torture(
                 service.start()
             outcome.ready_seconds.append(time.monotonic() - started)
             outcome.rounds += 1
-            _judge_bounds(service, clients, outcome)
+            judge_bounds(service, clients, outcome)
         for client in clients:  # what was not answered is sent again until it is, as senders do
             pending, client.unanswered = client.unanswered, []
             for start in range(0, len(pending), 500):
                 client.send(service.url, pending[start : start + 500])
             assert client.unanswered == []
-        _judge_exactly(service, clients, outcome, forgotten=forget_marks)
+        judge_exactly(service, clients, outcome, forgotten=forget_marks)
         service.stop()
         verified = run("verify", "--dsn", service.dsn)
         if verified.returncode != 0:
@@ -171,7 +171,7 @@ def _keep_sending(client: Client, url: str, stop: threading.Event) -> None:
         client.send(url, client.batch())
 
 
-def _judge_bounds(service: Service, clients: list[Client], outcome: Outcome) -> None:
+def judge_bounds(service: Service, clients: list[Client], outcome: Outcome) -> None:
     """Right after a restart: at least what was answered, at most what was sent, and the three answers agree."""
     answered = Oracle(event for client in clients for event in client.answered)
     sent = Oracle(event for client in clients for event in (*client.answered, *client.unanswered))
@@ -189,7 +189,7 @@ def _judge_bounds(service: Service, clients: list[Client], outcome: Outcome) -> 
             outcome.other.append(f"{tenant}: trend {total}, activity {cells}")
 
 
-def _judge_exactly(service: Service, clients: list[Client], outcome: Outcome, *, forgotten: bool) -> None:
+def judge_exactly(service: Service, clients: list[Client], outcome: Outcome, *, forgotten: bool) -> None:
     """With everything answered: all three answers and the counters equal the oracle, and a repeat changes nothing."""
     oracle = Oracle(event for client in clients for event in client.answered)
     for client in clients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -13,9 +14,10 @@ from clickhouse.cluster import shard_of
 from clickhouse.connection import Connection
 from clickhouse.errors import StoreSetupError, StoreUnavailableError
 from clickhouse.event import Event
-from clickhouse.open_store import migrate_store, open_store
+from clickhouse.open_store import failover_store, migrate_store, open_store
 from clickhouse.sharded import ShardedStore
 from clickhouse.tenant import TenantId
+from tests.support.bridge.process import Bridge
 from tests.support.cluster import NAME, Cluster
 from tests.support.oracle import Oracle
 from tests.support.rig import NOW
@@ -112,6 +114,100 @@ def test_one_dead_replica_stops_nothing_and_a_second_stops_writing(cluster: Clus
     finally:
         cluster.shards[0][2].restart()
     agree(store, Oracle([*EVENTS, *more, event(2_000, of_first)]))
+
+
+def to_shard(position: int, count: int, start: int) -> list[Event]:
+    """New events, a few minutes old, of tenants of the shard at `position`."""
+    tenants = [tenant for tenant in TENANTS if shard_of(tenant, 2) == position]
+    return [event(start + n, tenants[n % len(tenants)], hours_ago=0.05 * (n % 4)) for n in range(count)]
+
+
+def fail_over(cluster: Cluster, position: int, replica: int, *stores: ShardedStore) -> int:
+    """The command, with a look of all processes in place of the time in which they look by themselves."""
+    host = cluster.shards[position][replica].host
+    dsn = next(bridge for bridge in cluster.bridges if bridge.runs).dsn_of("analytics")
+
+    def grace(seconds: float) -> None:
+        for store in stores:
+            store.followers.follow()
+
+    return failover_store(dsn, NAME, position + 1, host, lambda text: None, grace)
+
+
+def primary_of(cluster: Cluster, store: ShardedStore, position: int) -> Bridge:
+    return next(bridge for bridge in cluster.shards[position] if bridge.host in store.shards[position].connection.dsn)
+
+
+def test_a_primary_that_dies_is_replaced_by_a_command_and_nothing_answered_is_lost(
+    cluster: Cluster, store: ShardedStore
+) -> None:
+    other = open_store(cluster.dsn, NAME, CollectorRegistry(), clock=NOW.timestamp)
+    assert isinstance(other, ShardedStore)
+    before = store.totals().read()
+    events = to_shard(0, 40, 10_000)
+    store.writer.write(events[:20])
+    other.writer.write(events[20:])
+    store.upkeep.settle()  # the other one's segment stays open over the failover
+    dead = primary_of(cluster, store, 0)
+    dead.kill()
+    with pytest.raises(StoreUnavailableError):
+        store.writer.write(to_shard(0, 1, 20_000))
+    store.writer.write(to_shard(1, 1, 30_000))
+    successor = (cluster.shards[0].index(dead) + 1) % 3
+    assert fail_over(cluster, 0, successor, store, other) > 0
+    assert primary_of(cluster, store, 0) is primary_of(cluster, other, 0) is cluster.shards[0][successor]
+    more = to_shard(0, 6, 40_000)
+    other.writer.write(more)
+    dead.restart()
+    for one in (store, other):
+        one.upkeep.settle()
+    assert fail_over(cluster, 0, successor, store, other) > 0, "the same again does no harm"
+    held = {one for one in held_on(store) if one.event_id not in {e.event_id for e in to_shard(0, 1, 20_000)}}
+    assert {*events, *more} <= held
+    for one in (store, other):
+        agree(one, Oracle(held))
+    assert store.verify().differences == []
+    after = dict(zip((fleet := store.totals().read()).tenant_id, fleet.tokens_issued, strict=True))
+    assert all(after[t] >= count for t, count in zip(before.tenant_id, before.tokens_issued, strict=True))
+    other.__exit__()
+
+
+def test_a_process_that_is_slow_to_follow_leaves_nothing_behind(cluster: Cluster, store: ShardedStore) -> None:
+    """It writes to and recounts on the former primary while the new one is written to, and lags."""
+    late = open_store(cluster.dsn, NAME, CollectorRegistry(), clock=NOW.timestamp)
+    assert isinstance(late, ShardedStore)
+    former = primary_of(cluster, store, 1)
+    successor = (cluster.shards[1].index(former) + 1) % 3
+    new = cluster.shards[1][successor]
+    events = to_shard(1, 60, 50_000)
+    store.writer.write(events[:20])
+    store.upkeep.settle()
+
+    def grace(seconds: float) -> None:
+        store.followers.follow()
+        new.replicate(lag=1.5)
+        former.replicate(lag=1.5)
+        store.writer.write(events[20:40])
+        late.writer.write(events[40:])
+        late.upkeep.settle()  # on the former primary, without what the new one was just told
+        store.upkeep.settle()
+        late.followers.follow()
+
+    failover_store(cluster.dsn, NAME, 2, new.host, lambda text: None, grace)
+    new.replicate()
+    former.replicate()
+    held = held_on(store)
+    assert {*events} <= held
+    for one in (store, late):
+        agree(one, Oracle(held))
+    assert store.verify().differences == []
+    late.__exit__()
+
+
+def held_on(store: ShardedStore) -> set[Event]:
+    """Every event that the store exports."""
+    lines = b"".join(store.export()).splitlines()
+    return {Event(**json.loads(line)) for line in lines}
 
 
 def test_a_change_of_shards_is_refused_and_nothing_is_looked_for_elsewhere(cluster: Cluster) -> None:

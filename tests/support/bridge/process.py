@@ -57,6 +57,11 @@ class Bridge:
         return f"http://{quote(self.user)}:{quote(self.password)}@{self.host}:{self.port}/{quote(database)}"
 
     @property
+    def runs(self) -> bool:
+        """Whether it was started, and neither stopped nor killed."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """The process id while it runs."""
         return self._running().pid

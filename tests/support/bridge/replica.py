@@ -100,11 +100,11 @@ class Replica:
         self.engine.close()
 
     def _with_data(self, request: Request, parts: re.Match[bytes]) -> Request:
-        # By position, as INSERT ... SELECT has it: other formats would go by the names of the columns.
-        select = replace(request, statement=Statement(parts[3], "SELECT"), default_format="RowBinary")
+        # By position, as INSERT ... SELECT has it, and whatever the widths of its numbers are.
+        select = replace(request, statement=Statement(parts[3], "SELECT"), default_format="TabSeparated")
         data = self.engine.execute(select).body
         sql = b"INSERT INTO " + parts[1] + b" (" + parts[2] + b")"
-        insert = Statement(sql, "INSERT", table=parts[1].decode(), format="RowBinary", data=data, infile_at=len(sql))
+        insert = Statement(sql, "INSERT", table=parts[1].decode(), format="TabSeparated", data=data, infile_at=len(sql))
         return replace(request, statement=insert, parameters={})
 
     def _commit(self, request: Request, quorum: int) -> Reply:
