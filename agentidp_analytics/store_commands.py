@@ -197,8 +197,11 @@ def erase(dsn: str, cluster: str | None, tenant: str, agent: str | None, dry_run
 
 @click.command(name="failover")
 @store_options
-@option("--shard", type=click.IntRange(1), required=True, help="Number of the shard, as system.clusters has it.")
-@option("--to", required=True, help="Host of the replica that becomes its primary.")
+# No variables for these two: what a shell happens to have exported must not choose who is written to.
+@click.option(
+    "--shard", type=click.IntRange(1, 10_000), required=True, help="Number of the shard, as system.clusters has it."
+)
+@click.option("--to", required=True, help="Host of the replica that becomes its primary.")
 def failover_command(dsn: str, cluster: str | None, shard: int, to: str) -> None:
     """Makes another replica a shard's primary: it fetches, all processes follow, the last hour is recounted."""
     if cluster is None:

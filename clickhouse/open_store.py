@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from clickhouse import schema, topology
 from clickhouse.cluster import Placement, Shard, dsn_at, place, placement_of, require_placement, shards_of
 from clickhouse.connection import Connection
+from clickhouse.dsn import server_arguments
 from clickhouse.errors import StoreSetupError
 from clickhouse.failover import Follower, Followers, failover
 from clickhouse.metrics import StoreMetrics
@@ -127,6 +128,7 @@ def failover_store(
 def _shards(dsn: str, cluster: str) -> list[Shard]:
     if dsn.startswith("chdb:") or not cluster:
         raise StoreSetupError(f"--cluster {cluster!r} needs a name, and a ClickHouse server as --dsn")
+    server_arguments(dsn)  # what cannot be read is refused with the DSN as it was given
     connection = Connection(dsn_at(dsn, database="default"), create=False)
     try:
         return shards_of(connection, cluster)

@@ -51,6 +51,7 @@ NEEDED: dict[str, dict[str, str]] = {
     "serve": {"--issuer": "https://i", "--audience": "a", "--jwks-url": "http://127.0.0.1:1/jwks"},
     "ingest": {},
     "erase": {"--tenant": "org-a"},
+    "failover": {"--shard": "1", "--to": "h", "--cluster": "main"},
     "token": {"--tenant": "org-a"},
 }
 
@@ -105,7 +106,8 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (store_commands, service, demo_module):
         monkeypatch.setattr(module, "open_store", opened)
-    monkeypatch.setattr(store_commands, "migrate_store", opened)
+    for function in ("migrate_store", "failover_store"):
+        monkeypatch.setattr(store_commands, function, opened)
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -165,7 +167,7 @@ def test_every_option_with_a_value_is_tried_or_may_be_anything() -> None:
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.is_flag and kind_of(parameter) is None
     }
-    assert free == {("erase", "--agent"), ("ingest", "--rejects")}
+    assert free == {("erase", "--agent"), ("ingest", "--rejects"), ("failover", "--to")}
 
 
 SERVE = ["serve", "--issuer", "https://i", "--audience", "a", "--jwks-url", "http://127.0.0.1:1/jwks"]
