@@ -16,4 +16,5 @@ store                all of this put together once a process; metrics of it
 cluster, failover    which servers make a shard, which is its primary, and how another becomes it
 sharded              a store over several shards
 open_store           the store that a DSN leads to
+smoke                what holds on a cluster, and what does not
 """

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from clickhouse.cluster import shard_of
@@ -16,12 +20,13 @@ from clickhouse.errors import StoreSetupError, StoreUnavailableError
 from clickhouse.event import Event
 from clickhouse.open_store import failover_store, migrate_store, open_store
 from clickhouse.sharded import ShardedStore
+from clickhouse.smoke import smoke
 from clickhouse.tenant import TenantId
 from tests.support.bridge.process import Bridge
 from tests.support.cluster import NAME, Cluster
 from tests.support.oracle import Oracle
 from tests.support.rig import NOW
-from tests.support.service import run
+from tests.support.service import ROOT, clean_environment, run
 
 TENANTS = [f"org-{letter}" for letter in "abcdefgh"]
 
@@ -239,3 +244,32 @@ def test_commands_work_on_a_cluster(cluster: Cluster, store: ShardedStore) -> No
     erased = run("erase", *cluster.arguments, "--tenant", TENANTS[0])
     assert erased.returncode == 0, erased.stderr
     assert TENANTS[0] not in run("export", *cluster.arguments).stdout
+
+
+def test_the_smoke_script_holds_here_and_tells_what_does_not(
+    cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dsn = cluster.shards[0][0].dsn_of("smoke")
+    assert smoke(dsn, NAME, 3_000, lambda seconds: None) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert all(line.startswith("holds  ") for line in lines), lines
+    with pytest.raises(StoreSetupError, match="has events already"):
+        smoke(dsn, NAME, 100, lambda seconds: None)
+    cluster.shards[1][2].stop()
+    capfd.readouterr()
+    with pytest.raises(StoreSetupError, match="Max retries"):
+        smoke(cluster.shards[0][0].dsn_of("smoke_2"), NAME, 100, lambda seconds: None)
+    cluster.shards[1][2].restart()
+    assert [line[:5] for line in capfd.readouterr().out.splitlines()] == ["FAILS", "FAILS"]
+
+
+def test_the_compose_file_has_the_servers_of_the_cluster_that_it_configures() -> None:
+    deploy = ROOT / "deploy"
+    services = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]
+    hosts = [host.text for host in ElementTree.parse(deploy / "clickhouse.xml").iterfind(".//replica/host")]
+    assert hosts == [name for name in services if name.startswith("ch-")]
+    assert ElementTree.parse(deploy / "keeper.xml").findtext(".//tcp_port") == "9181"
+    help_shown = subprocess.run([deploy / "cluster-smoke", "--help"], capture_output=True, text=True, cwd=ROOT,
+                                env=clean_environment() | {"PYTHON": sys.executable}, check=True)  # fmt: skip
+    assert "--events" in help_shown.stdout
