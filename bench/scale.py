@@ -13,7 +13,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
@@ -28,6 +28,7 @@ PEAK: Final = 3.0  # of the day's average
 ROUNDS: Final = 6
 AGENTS: Final = 5
 DAYS_KEPT: Final = 90
+REFRESH_SECONDS: Final = 5.0
 
 
 def events_of(tenants: int, round_number: int, moment: float) -> list[Event]:
@@ -44,8 +45,17 @@ def events_of(tenants: int, round_number: int, moment: float) -> list[Event]:
     ]
 
 
-def measured(store: Store, tenants: int) -> tuple[float, float, float]:
-    """(events written, slots recounted, events on disk per byte) a second, of the last rounds' medians."""
+class Shard(NamedTuple):
+    """What a shard does: events and slots a second, bytes an event, seconds to read all of its tenants."""
+
+    written: float
+    recounted: float
+    size: float
+    fleet: float
+
+
+def measured(store: Store, tenants: int) -> Shard:
+    """Medians of the rounds."""
     writes, recounts = [], []
     for round_number in range(ROUNDS):
         # A slot further each time, so that each one has to be made and none is only raised.
@@ -66,7 +76,10 @@ def measured(store: Store, tenants: int) -> tuple[float, float, float]:
         "SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND database = currentDatabase()"
     )[0][0]
     middle = ROUNDS // 2
-    return sorted(writes)[middle], sorted(recounts)[middle], float(size) / (tenants * ROUNDS)
+    totals, started = store.totals(), time.perf_counter()
+    assert len(totals.read().tenant_id) == tenants
+    fleet = time.perf_counter() - started
+    return Shard(sorted(writes)[middle], sorted(recounts)[middle], float(size) / (tenants * ROUNDS), fleet)
 
 
 def main() -> None:
@@ -77,25 +90,25 @@ def main() -> None:
         tempfile.TemporaryDirectory() as directory,
         open_store(f"chdb://{Path(directory) / 'store'}", None, CollectorRegistry()) as store,
     ):
-        written, recounted, size = measured(store, tenants)
+        shard = measured(store, tenants)
     average = WANTED_EVENTS_A_DAY / DAY_SECONDS
     peak = average * PEAK
     print(
-        f"a shard writes {written:,.0f} events/s, recounts {recounted:,.0f} slots/s, keeps an event in {size:.0f} bytes"
+        f"a shard writes {shard.written:,.0f} events/s and recounts {shard.recounted:,.0f} slots/s; an event takes "
+        f"{shard.size:.0f} bytes; all {tenants:,} tenants are read in {shard.fleet:.2f} s"
     )
-    print(
-        f"{WANTED_TENANTS:,} tenants, {WANTED_EVENTS_A_DAY:,} events a day: {average:,.0f}/s, {peak:,.0f}/s at the peak"
-    )
+    print(f"{WANTED_TENANTS:,} tenants, {WANTED_EVENTS_A_DAY:,} events a day: {average:,.0f}/s; {peak:,.0f}/s at peak")
+    fleet = shard.fleet * WANTED_TENANTS / tenants
     for what, needed in (
-        ("writing at the peak", peak / written),
+        ("writing at the peak", peak / shard.written),
         # An event in a segment of its own is a slot recounted; recounts may take a fifth of the time.
-        ("recounts at the peak, a fifth of the time", peak / (recounted * 0.2)),
-        ("recounts at the peak, all of the time", peak / recounted),
+        ("recounts at the peak, a fifth of the time", peak / (shard.recounted * 0.2)),
+        ("recounts at the peak, all of the time", peak / shard.recounted),
+        (f"the exporter's query in {REFRESH_SECONDS:.0f} s", fleet / REFRESH_SECONDS),
     ):
         print(f"  {what:<44}{needed:6.1f} shards")
-    print(
-        f"  disk of {DAYS_KEPT} days{'':<29}{WANTED_EVENTS_A_DAY * DAYS_KEPT * size / 1e12:6.2f} TB, a replica of all"
-    )
+    terabytes = WANTED_EVENTS_A_DAY * DAYS_KEPT * shard.size / 1e12
+    print(f"  {f'disk of {DAYS_KEPT} days, one replica of each shard':<44}{terabytes:6.2f} TB")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ one replica of a shard that is its primary, because a recount on another that la
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
@@ -91,33 +91,38 @@ def place(connection: Connection, placement: Placement) -> None:
     connection.insert("placement", _PLACEMENT_COLUMNS, [[value] for value in placement])
 
 
-def newest(found: Iterable[Placement | None]) -> Placement | None:
-    """The truth, of what a majority of a shard's replicas knows."""
-    return max((placement for placement in found if placement is not None), default=None)
+def ask_once(dsn: str) -> Callable[[str], Placement | None]:
+    """What asks a replica by its host, over a connection of its own."""
 
-
-def placement_of(dsn: str, shard: Shard) -> Placement | None:
-    """The placement of a shard, None if it has none yet. Raises StoreUnavailableError without a majority."""
-    found: list[Placement | None] = []
-    failures: list[str] = []
-    for host in shard.hosts:
+    def ask(host: str) -> Placement | None:
+        connection = Connection(dsn_at(dsn, host), create=False)
         try:
-            connection = Connection(dsn_at(dsn, host), create=False)
-        except StoreError as error:
-            failures.append(str(error))
-            continue
-        try:
-            found.append(placement_at(connection))
-        except StoreError as error:
-            failures.append(str(error))
+            return placement_at(connection)
         finally:
             connection.close()
+
+    return ask
+
+
+def placement_of(shard: Shard, ask: Callable[[str], Placement | None]) -> Placement | None:
+    """The placement of a shard, None if it has none yet.
+
+    All replicas are asked, for one may be cut off and believe what was true before. Raises StoreUnavailableError
+    without a majority.
+    """
+    found: list[Placement | None] = []
+    failures: list[StoreError] = []
+    for host in shard.hosts:
+        try:
+            found.append(ask(host))
+        except StoreError as error:
+            failures.append(error)
     if len(found) < shard.majority:
         raise StoreUnavailableError(
             f"{len(found)} of {len(shard.hosts)} replicas of shard {shard.number} answer, and it takes "
             f"{shard.majority} to know its primary: {failures[0]}"
         )
-    return newest(found)
+    return max((placement for placement in found if placement is not None), default=None)
 
 
 def require_placement(cluster: str, shard: Shard, shards: Sequence[Shard], placement: Placement | None) -> Placement:

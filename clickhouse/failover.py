@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from clickhouse import topology
-from clickhouse.cluster import Placement, Shard, dsn_at, place, placement_at, placement_of
+from clickhouse.cluster import Placement, Shard, ask_once, dsn_at, place, placement_at, placement_of
 from clickhouse.connection import INSERT_SECONDS, Connection
 from clickhouse.errors import StoreSetupError, StoreUnavailableError
 from clickhouse.marks import new_segment_id
@@ -56,15 +56,12 @@ class Follower:
         self._shard = shard
         self._placement = placement
         self._moving = threading.Lock()
+        self._asking: dict[str, Connection] = {}  # kept open: they are asked every few seconds
 
     def follow(self) -> bool:
         """Moves if another replica is the primary now, and says so. Raises StoreError, and stays, if that cannot be."""
         with self._moving:
-            try:
-                # The former primary is told too, as long as it lives.
-                found = placement_at(self._connection)
-            except StoreUnavailableError:
-                found = placement_of(self._dsn, self._shard)
+            found = placement_of(self._shard, self._ask)
             if found is None or found.number <= self._placement.number:
                 return False
             if found.primary_host != self._placement.primary_host:
@@ -78,6 +75,18 @@ class Follower:
             logger.warning("the primary of shard %d is %s from now on", self._shard.number, found.primary_host)
             self._placement = found
             return True
+
+    def close(self) -> None:
+        """Closes what replicas were asked over."""
+        with self._moving:
+            for connection in self._asking.values():
+                connection.close()
+            self._asking.clear()
+
+    def _ask(self, host: str) -> Placement | None:
+        if host not in self._asking:
+            self._asking[host] = Connection(dsn_at(self._dsn, host), create=False)
+        return placement_at(self._asking[host])
 
 
 class Followers:
@@ -98,6 +107,8 @@ class Followers:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
+        for follower in self._followers:
+            follower.close()
 
     def follow(self) -> None:
         """Looks now, for all shards. Raises StoreError."""
@@ -138,7 +149,7 @@ def failover(
         )
     if host not in shard.hosts:
         raise StoreSetupError(f"--to {host} has no replica of shard {number}; they are on {', '.join(shard.hosts)}")
-    known = placement_of(dsn, shard)
+    known = placement_of(shard, ask_once(dsn))
     if known is None:
         raise StoreSetupError(f"shard {number} of {cluster} has no schema; run agentidp-analytics migrate")
     connection = Connection(dsn_at(dsn, host), replicas=len(shard.hosts), create=False)

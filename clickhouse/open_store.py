@@ -10,7 +10,7 @@ from typing import overload
 from prometheus_client import CollectorRegistry
 
 from clickhouse import schema, topology
-from clickhouse.cluster import Placement, Shard, dsn_at, place, placement_of, require_placement, shards_of
+from clickhouse.cluster import Placement, Shard, ask_once, dsn_at, place, placement_of, require_placement, shards_of
 from clickhouse.connection import Connection
 from clickhouse.dsn import server_arguments
 from clickhouse.errors import StoreSetupError
@@ -77,7 +77,7 @@ def _open_cluster(dsn: str, cluster: str, registry: CollectorRegistry, clock: Ca
     stores: list[Store] = []
     followers: list[Follower] = []
     for shard in shards:
-        placement = require_placement(cluster, shard, shards, placement_of(dsn, shard))
+        placement = require_placement(cluster, shard, shards, placement_of(shard, ask_once(dsn)))
         connection = Connection(dsn_at(dsn, placement.primary_host), replicas=len(shard.hosts), create=False)
         topology.inspect(connection, cluster=cluster)
         schema.check(connection)
@@ -105,7 +105,7 @@ def migrate_store(dsn: str, cluster: str | None) -> Iterator[tuple[str, list[str
             topology.inspect(connection, cluster=cluster)
             schema.make(connection, schema.Replica(shard.number, host))
             connection.close()
-        placement = placement_of(dsn, shard) or Placement(1, position, len(shards), shard.hosts[0])
+        placement = placement_of(shard, ask_once(dsn)) or Placement(1, position, len(shards), shard.hosts[0])
         primary = Connection(dsn_at(dsn, placement.primary_host), replicas=len(shard.hosts))
         applied = schema.migrate(primary, schema.Replica(shard.number, placement.primary_host))
         place(primary, placement)

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 from clickhouse.audit import Report
 from clickhouse.cluster import shard_of
 from clickhouse.daily import DailyRound
+from clickhouse.errors import StoreError
 from clickhouse.event import Event
 from clickhouse.failover import Followers
 from clickhouse.fleet import Fleet
@@ -51,13 +52,11 @@ class ShardedWriter:
 class ShardedUpkeep:
     """The upkeep of every shard; each has a thread of its own."""
 
-    def __init__(self, shards: Sequence[Upkeep], followers: Followers) -> None:
+    def __init__(self, shards: Sequence[Upkeep]) -> None:
         self._shards = shards
-        self._followers = followers
 
     def start(self) -> None:
-        """As Upkeep.start; from then on failovers are followed."""
-        self._followers.start()
+        """As Upkeep.start."""
         for upkeep in self._shards:
             upkeep.start()
 
@@ -65,7 +64,6 @@ class ShardedUpkeep:
         """As Upkeep.stop."""
         for upkeep in self._shards:
             upkeep.stop()
-        self._followers.stop()
 
     def settle(self) -> None:
         """As Upkeep.settle."""
@@ -163,7 +161,7 @@ class ShardedTotals:
 
 
 class ShardedStore:
-    """What Store is, over the shards of a cluster."""
+    """What Store is, over the shards of a cluster; inside its context, failovers are followed."""
 
     def __init__(
         self, shards: Sequence[Store], followers: Followers, metrics: StoreMetrics, *, clock: Callable[[], float]
@@ -174,7 +172,7 @@ class ShardedStore:
         self._clock = clock
         self._threads = ThreadPoolExecutor(4 * len(shards), thread_name_prefix="shards")
         self.writer = ShardedWriter([shard.writer for shard in shards], self._threads)
-        self.upkeep = ShardedUpkeep([shard.upkeep for shard in shards], followers)
+        self.upkeep = ShardedUpkeep([shard.upkeep for shard in shards])
         self.removal = ShardedRemoval([shard.removal for shard in shards])
 
     def queries(self, seconds: float = 30.0) -> ShardedQueries:
@@ -210,14 +208,22 @@ class ShardedStore:
             yield from shard.export()
 
     def check(self) -> None:
-        """As Store.check: a shard that does not answer would be missing in what the exporter shows."""
+        """As Store.check, of one shard at least: the tenants of the others shall not pay for one that is away."""
+        errors: list[StoreError] = []
         for shard in self.shards:
-            shard.check()
+            try:
+                shard.check()
+            except StoreError as error:
+                errors.append(error)
+        if len(errors) == len(self.shards):
+            raise errors[0]
 
     def __enter__(self) -> Self:
+        self.followers.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.followers.stop()
         self._threads.shutdown()
         for shard in self.shards:
             shard.connection.close()

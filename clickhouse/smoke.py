@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from clickhouse.cluster import Shard, dsn_at, placement_of, shard_of, shards_of
+from clickhouse.cluster import Shard, ask_once, dsn_at, placement_of, shard_of, shards_of
 from clickhouse.connection import Connection
 from clickhouse.dsn import redact
 from clickhouse.errors import StoreError, StoreSetupError
@@ -103,7 +103,7 @@ def smoke(dsn: str, cluster: str, events: int, sleep: Callable[[float], None] = 
                 rows = _everywhere(dsn, [shard], _rows_of_all_tables)
                 holds(all(each == rows[0] for each in rows), f"shard {shard.number}: {rows}")
         with report.check("writing goes on while one replica fetches nothing"):
-            placement = placement_of(dsn, shards[0])
+            placement = placement_of(shards[0], ask_once(dsn))
             idle = next(host for host in shards[0].hosts if placement and host != placement.primary_host)
             stopped = Connection(dsn_at(dsn, idle), create=False)
             stopped.command("SYSTEM STOP FETCHES")
@@ -120,7 +120,7 @@ def smoke(dsn: str, cluster: str, events: int, sleep: Callable[[float], None] = 
             counted = _counted(store, tenant)
             holds(counted == len(own), f"{counted} of {len(own)} came back")
         with report.check("failover to another replica and back, with this process following"):
-            placement = placement_of(dsn, shards[0])
+            placement = placement_of(shards[0], ask_once(dsn))
             other = next(host for host in shards[0].hosts if placement and host != placement.primary_host)
             for host in (other, placement.primary_host if placement else other):
                 failover_store(dsn, cluster, shards[0].number, host, lambda text: None, sleep)

@@ -279,6 +279,39 @@ def test_an_erasure_waits_for_what_another_process_is_recounting(server_store: C
     others.close()
 
 
+def test_a_mutation_that_takes_longer_than_any_time_out_is_waited_for(server_store: Connection, bridge: Bridge) -> None:
+    bridge.reset()
+    empty(server_store)
+    hasty = Connection(bridge.dsn_of("analytics"), insert_timeout=0)
+    hasty._arguments["send_receive_timeout"] = 1
+    rig = Rig(hasty)
+    rig.writer.write([event("first"), event("other", "org-b")])
+    rig.upkeep.settle()
+    server_store.command("SYSTEM STOP MERGES events")  # mutations are done by the same threads
+    polled = threading.Event()
+    waited = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal waited
+        waited += seconds
+        time.sleep(seconds)
+        if waited > 3:
+            polled.set()
+
+    rig.removal._sleep = wait
+    thread = threading.Thread(target=rig.removal.erase, args=(TenantId("org-a"), None, NOW))
+    thread.start()
+    assert polled.wait(30)
+    assert thread.is_alive()
+    server_store.command("SYSTEM START MERGES events")
+    thread.join(60)
+    assert not thread.is_alive()
+    rig.agree(Oracle([event("other", "org-b")]))
+    assert rig.removal.resume() == 0
+    assert verify(server_store).differences == []
+    hasty.close()
+
+
 def test_a_removal_that_another_process_withdrew_is_done_all_the_same(
     server_store: Connection, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

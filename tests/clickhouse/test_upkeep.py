@@ -156,6 +156,25 @@ def test_marks_closed_twice_are_recounted_once_more(connection: Connection) -> N
     other.agree(Oracle([event(1)]))
 
 
+def test_a_crash_among_the_closing_rows_leaves_the_rest_open(connection: Connection) -> None:
+    crashed = Rig(connection)
+    events = [event(number, hours_ago=number) for number in range(4)]
+    crashed.writer.write(events)
+    marks = connection.rows("SELECT tenant_id, toUnixTimestamp(slot), segment, -open FROM marks ORDER BY slot")
+    crashed.upkeep.settle()
+    connection.command("TRUNCATE TABLE marks")
+    opened = [(*mark[:3], 1) for mark in marks]
+    for some in (opened, marks[:2]):  # all were written, two of them closed
+        connection.insert("marks", ("tenant_id", "slot", "segment", "open"), list(zip(*some, strict=True)))
+    later = NOW + timedelta(seconds=ORPHAN_AFTER_SECONDS + 1)
+    restarted = Rig(connection, clock=later.timestamp)
+    assert restarted.open_marks() == 2
+    restarted.agree(Oracle(events))
+    assert restarted.upkeep.repair() is not None
+    assert restarted.open_marks() == 0
+    restarted.agree(Oracle(events))
+
+
 def test_a_mark_that_was_written_twice_is_closed_once(connection: Connection) -> None:
     """The first insert got no answer and landed all the same."""
     rig = Rig(connection)

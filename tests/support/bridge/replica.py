@@ -11,6 +11,7 @@ import json
 import re
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,9 @@ class Replica:
             return self.engine.execute(replace(request, statement=Statement(b"SELECT 1 WHERE 0", "SELECT")))
         entry = f"{time.time_ns():020d}-{self._name}"
         path = self._log / f"{entry}.tmp"
-        path.write_bytes(_packed(request))
+        unfinished = path.with_suffix(".new")
+        unfinished.write_bytes(_packed(request))
+        unfinished.rename(path)  # whole, or not at all: what a kill cuts off would stop everybody
         with self._applying:
             try:
                 reply = self.engine.execute(request)
@@ -149,7 +152,11 @@ class Replica:
     def _fetch(self) -> None:
         while not self._stopped.is_set():
             self._fetches.wait()
-            self._apply_all(self._lag)
+            try:
+                self._apply_all(self._lag)
+            except Exception:
+                traceback.print_exc()
+                time.sleep(1)
             time.sleep(_POLL_SECONDS)
 
     def _apply_all(self, lag: float = 0.0) -> None:
