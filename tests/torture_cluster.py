@@ -118,11 +118,13 @@ def torture(directory: Path, seconds: float, seed: int) -> tuple[Outcome, Counte
             threads = [threading.Thread(target=_keep_sending, args=(client, services, stop)) for client in clients]
             for thread in threads:
                 thread.start()
-            chaos.strike()
-            time.sleep(pick.uniform(0, 2))
-            stop.set()
-            for thread in threads:
-                thread.join()
+            try:
+                chaos.strike()
+                time.sleep(pick.uniform(0, 2))
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
             outcome.rounds += 1
             for service in services:
                 judge_bounds(service, clients, outcome)

@@ -117,6 +117,7 @@ def test_one_dead_replica_stops_nothing_and_a_second_stops_writing(cluster: Clus
     try:
         store.writer.write([*EVENTS, *more])
         cluster.shards[0][1].replicate(fetches=False)
+        store.shards[0].connection.send_settings({"insert_quorum_timeout": 1_000})
         with pytest.raises(StoreUnavailableError):
             store.writer.write([event(2_000, of_first)])  # no second replica has it: not durable
         cluster.shards[0][1].replicate()

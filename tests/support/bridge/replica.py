@@ -140,7 +140,8 @@ class Replica:
 
     def _sync(self) -> Reply:
         deadline = time.monotonic() + _SYNC_SECONDS
-        while self._missing():
+        wanted = {path.stem for path in self._missing()}  # not what is written meanwhile, or it might never end
+        while wanted - self._applied:
             if time.monotonic() > deadline:
                 raise refusal(TIMEOUT, "SYNC REPLICA: command timed out.")
             time.sleep(_POLL_SECONDS)
