@@ -279,6 +279,34 @@ def test_an_erasure_waits_for_what_another_process_is_recounting(server_store: C
     others.close()
 
 
+def test_two_exporters_on_one_server_show_the_same_and_never_less(server_store: Connection, bridge: Bridge) -> None:
+    bridge.reset()
+    empty(server_store)
+    others = Connection(bridge.dsn_of("analytics"))
+    exporters = (Rig(server_store), Rig(others))
+    seen: dict[str, int] = {}
+
+    def both() -> None:
+        shown = [dict(zip((f := rig.shown()).tenant_id, f.tokens_issued, strict=True)) for rig in exporters]
+        assert shown[0] == shown[1]
+        assert all(shown[0][tenant] >= count for tenant, count in seen.items())
+        seen.update(shown[0])
+
+    for step in range(4):
+        writer = exporters[step % 2]
+        writer.writer.write([event(f"{step}-{n}", ("org-a", "org-b")[n % 2]) for n in range(6)])
+        both()
+        writer.upkeep.settle()
+        both()
+    exporters[1].removal.erase(TenantId("org-a"), None, NOW)
+    both()
+    exporters[0].writer.write([event("late")])
+    exporters[0].upkeep.settle()
+    both()
+    assert seen == {"org-a": 13, "org-b": 12}
+    others.close()
+
+
 def test_a_mutation_that_takes_longer_than_any_time_out_is_waited_for(server_store: Connection, bridge: Bridge) -> None:
     bridge.reset()
     empty(server_store)
