@@ -6,6 +6,9 @@ RUNTIME := $(VENV)/.runtime
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# The tests start hundreds of processes: where bytecode is not kept, each of them compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test lint coverage torture bench lock audit clean tools
 
 help: ## List the targets
