@@ -69,6 +69,6 @@ audit: $(INSTALLED) ## Known advisories of the locked packages (asks the network
 	$(BIN)/pip-audit --requirement requirements-dev.lock --no-deps --disable-pip
 
 clean: ## Remove everything that was made here
-	rm -rf $(VENV) .cache build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+	rm -rf $(VENV) .coverage .cache build dist *.egg-info demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 	  tests/support/oidc/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
