@@ -26,9 +26,8 @@ UNKNOWN_SETTING: Final = 115
 _CANARY: Final = "SELECT number FROM numbers(3) GROUP BY number ORDER BY number"
 _NAMED_SETTING: Final = re.compile(r"[Ss]etting '?(\w+)")
 _SENT_SETTINGS: Final = re.compile(r"/\?[^\s)]*")  # in a message, the reason would be cut off behind them
-_NOT_PERMITTED: Final = frozenset(
-    {164, 452, 497}
-)  # read-only, a setting that its profile pins, a grant that is missing
+# Read-only, a setting that the profile pins, a grant that is missing.
+_NOT_PERMITTED: Final = frozenset({164, 452, 497})
 _WRONG_CREDENTIALS: Final = frozenset({192, 193, 194, 516})
 
 

@@ -26,7 +26,6 @@ FOLLOW_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = FOLLOW_SECONDS + INSERT_SECONDS + 10.0
 MARKED_AGAIN_SECONDS: Final = 3_600.0
 _SYNC_TRIES: Final = 20
-_TABLES: Final = ("marks", "events", "agent_slot", "tenant_slot", "agent_day", "tenant_day", "counters", "removals")
 
 _MARK_AGAIN: Final = """
 INSERT INTO marks (tenant_id, slot, segment, open)
@@ -36,7 +35,7 @@ _NEWEST: Final = "SELECT max(generation) FROM tenant_slot"
 
 def sync(connection: Connection, say: Callable[[str], None] = lambda text: None) -> None:
     """Returns when the replica has fetched all that its shard was told. Raises StoreUnavailableError when it cannot."""
-    for table in _TABLES:
+    for table in topology.TABLES:
         for attempt in range(1, _SYNC_TRIES + 1):
             try:
                 connection.command(f"SYSTEM SYNC REPLICA {table}")

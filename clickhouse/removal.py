@@ -179,8 +179,9 @@ class Removal:
         resumed = 0
         unfinished = self._connection.rows(_UNFINISHED_REMOVALS)
         for removal_id in sorted({row[1] for row in unfinished}):
-            parts = [Removed(*row[:-1]) for row in unfinished if row[1] == removal_id]
-            is_new = any(row[-1] == _PENDING for row in unfinished if row[1] == removal_id)
+            rows = [row for row in unfinished if row[1] == removal_id]
+            parts = [Removed(*row[:-1]) for row in rows]
+            is_new = any(row[-1] == _PENDING for row in rows)
             if self._mutations("events", removal_id):
                 logger.info("resuming an interrupted removal of %d tenants", len(parts))
                 self._carry_out(parts)

@@ -17,7 +17,7 @@ from clickhouse.errors import StoreError, StoreSetupError
 
 OLDEST_VERSION: Final = (24, 3)
 CLOCK_SECONDS: Final = 15.0  # two processes are then well within the age at which segments are taken over
-_TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day", "counters", "removals")
+TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day", "counters", "removals")
 _PROBES: Final = 4
 _GRANTS: Final = ("SELECT", "INSERT", "ALTER DELETE", "ALTER UPDATE", "OPTIMIZE")
 
@@ -80,7 +80,7 @@ def _require_version(connection: Connection, version: str) -> None:
 
 
 def _by_engines(connection: Connection, cluster: str | None, *, is_cloud: bool) -> Topology:
-    engines = dict(connection.rows(_ENGINES, {"tables": list(_TABLES)}))
+    engines = dict(connection.rows(_ENGINES, {"tables": list(TABLES)}))
     shared = [name for name, engine in engines.items() if engine.startswith("Shared")]
     replicated = [name for name, engine in engines.items() if engine.startswith("Replicated")]
     if cluster is not None:

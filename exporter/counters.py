@@ -82,9 +82,11 @@ class TenantCounters:
             self._place_tenants(fleet)
         self._fleet = fleet
         self._present = [row < len(fleet.present) and fleet.present[row] for row in self._rows]
-        self._issued = _larger(self._issued, self._by_place(fleet.tokens_issued))
-        self._failures = _larger(self._failures, self._by_place(fleet.token_failures))
+        issued, failures = self._by_place(fleet.tokens_issued), self._by_place(fleet.token_failures)
+        self._issued, self._failures = _larger(self._issued, issued), _larger(self._failures, failures)
         self._sum_other(fleet.other or (0, 0))
+        if (self._issued, self._failures) == (issued, failures):
+            return fleet
         places = [self._place[tenant_id] for tenant_id in fleet.tenant_id]
         return replace(
             fleet,
