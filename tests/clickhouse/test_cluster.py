@@ -6,7 +6,9 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from xml.etree import ElementTree
 
@@ -147,6 +149,58 @@ def fail_over(cluster: Cluster, position: int, replica: int, *stores: ShardedSto
 
 def primary_of(cluster: Cluster, store: ShardedStore, position: int) -> Bridge:
     return next(bridge for bridge in cluster.shards[position] if bridge.host in store.shards[position].connection.dsn)
+
+
+@pytest.mark.parametrize("sequential", [True, False], ids=["control", "as-it-is"])
+def test_writers_at_once_are_not_refused(
+    cluster: Cluster, store: ShardedStore, monkeypatch: pytest.MonkeyPatch, sequential: bool
+) -> None:
+    """The control is a quorum as it used to be, one insert after another: what comes beside is refused with 286."""
+    if sequential:
+        for shard in store.shards:
+            monkeypatch.setattr(
+                shard.connection, "_settings", shard.connection._settings | {"insert_quorum_parallel": 0}
+            )
+    for bridge in cluster.bridges:
+        bridge.replicate(lag=0.3)  # so that the second insert begins while the first one waits
+    outcomes = []
+
+    def write(number: int) -> None:
+        try:
+            store.writer.write([event(50_000 + number, tenant="org-writers")])
+            outcomes.append("stored")
+        except StoreUnavailableError as refused:
+            outcomes.append("286" if "Code: 286" in str(refused.__cause__ or refused) else str(refused))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ("286" in outcomes) == sequential, outcomes
+    assert sequential or outcomes == ["stored"] * 4
+    store.upkeep.settle()
+
+
+@pytest.mark.parametrize("sequential", [True, False], ids=["control", "as-it-is"])
+def test_a_question_is_answered_while_a_replica_lags(cluster: Cluster, store: ShardedStore, sequential: bool) -> None:
+    """The control asks as it used to: any replica, sequentially consistent. One that lags refuses with 289."""
+    seen = [event(60_000 + number, tenant="org-lagging") for number in range(2)]
+    store.writer.write(seen[:1])
+    of_shard = cluster.shards[shard_of("org-lagging", 2)]
+    for bridge in of_shard[1:]:
+        bridge.replicate(fetches=False)
+    with ExitStack() as stack:
+        stack.callback(of_shard[1].replicate)
+        of_shard[2].replicate()  # the quorum's second
+        store.writer.write(seen[1:])
+        if sequential:
+            lagging = Connection(of_shard[1].dsn_of("analytics"))
+            with pytest.raises(StoreUnavailableError):
+                lagging.rows("SELECT count() FROM events", settings={"select_sequential_consistency": 1})
+            lagging.close()
+        else:
+            agree(store, Oracle(seen))
 
 
 def test_a_primary_that_dies_is_replaced_by_a_command_and_nothing_answered_is_lost(

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.support.bridge.engine import Engine, Reply, Request
-from tests.support.bridge.errors import TIMEOUT, TOO_FEW_LIVE_REPLICAS, UNKNOWN_STATUS_OF_INSERT, EngineError, refusal
+from tests.support.bridge.errors import (
+    REPLICA_IS_NOT_IN_QUORUM,
+    TIMEOUT,
+    TOO_FEW_LIVE_REPLICAS,
+    UNKNOWN_STATUS_OF_INSERT,
+    UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE,
+    EngineError,
+    refusal,
+)
 from tests.support.bridge.statement import Statement
 
 _FROM_SELECT: Final = re.compile(rb"\s*INSERT INTO (\w+) \(([^)]*)\)\s*(SELECT\b.*)", re.DOTALL)
@@ -58,6 +66,7 @@ class Replica:
         self._fetches.set()
         self._lag = 0.0
         self._applying = threading.Lock()
+        self._unconfirmed: set[str | None] = set()  # tables with an insert that waits for its sequential quorum
         self._stopped = threading.Event()
         for unfinished in self._log.glob(f"*-{name}.tmp"):
             unfinished.rename(unfinished.with_suffix(".op"))  # it was executed here, or will be below
@@ -87,7 +96,14 @@ class Replica:
         if from_select:
             request = self._with_data(request, from_select)
         if request.statement.verb == "INSERT":
-            return self._commit(request, int(request.settings.get("insert_quorum", "0") or 0))
+            quorum = int(request.settings.get("insert_quorum", "0") or 0)
+            if quorum > 1 and request.settings.get("insert_quorum_parallel", "1") == "0":
+                return self._commit_alone(request, quorum)
+            return self._commit(request, quorum)
+        if request.settings.get("select_sequential_consistency", "0") == "1" and self._missing():
+            raise refusal(
+                REPLICA_IS_NOT_IN_QUORUM, "Replica doesn't have part which was successfully written to quorum"
+            )
         if request.statement.verb == "ALTER" and b"MODIFY" not in sql:
             return self._commit(request, 0)
         return self.engine.execute(request)
@@ -130,6 +146,20 @@ class Replica:
         if quorum > 1:
             self._await_quorum(entry, quorum, float(request.settings.get("insert_quorum_timeout", "600000")) / 1000)
         return reply
+
+    def _commit_alone(self, request: Request, quorum: int) -> Reply:
+        """A sequential quorum: what is inserted into the table beside is refused, and does not wait."""
+        table = request.statement.table
+        with self._applying:
+            if table in self._unconfirmed:
+                message = "Quorum for previous write has not been satisfied yet."
+                raise refusal(UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE, message)
+            self._unconfirmed.add(table)
+        try:
+            return self._commit(request, quorum)
+        finally:
+            with self._applying:
+                self._unconfirmed.discard(table)
 
     def _await_quorum(self, entry: str, quorum: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds
