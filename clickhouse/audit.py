@@ -19,6 +19,11 @@ _RAW_CELLS: Final = (
     )
     + ") GROUP BY tenant_id, slot, agent"
 )
+_RAW_BINS: Final = _RAW_CELLS.replace(
+    "countIf(success) AS issued, countIf(NOT success) AS failed",
+    "countIf(success AND intDiv(issued_at_ms, 300000) % 3 = 1) AS issued, "
+    "countIf(success AND intDiv(issued_at_ms, 300000) % 3 = 2) AS failed",
+)
 _SLOTS_IN_RANGE: Final = "slot >= toDateTime({since:UInt32}, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')"
 _DAYS_IN_RANGE: Final = (
     "day >= toDate(toDateTime({since:UInt32}, 'UTC')) AND day < toDate(toDateTime({until:UInt32}, 'UTC'))"
@@ -26,6 +31,7 @@ _DAYS_IN_RANGE: Final = (
 _AGENT_CELLS: Final = (
     f"SELECT tenant_id, slot, agent_id AS agent, issued, failed FROM agent_slot FINAL WHERE {_SLOTS_IN_RANGE}"
 )
+_AGENT_BINS: Final = _AGENT_CELLS.replace("issued, failed", "issued_5 AS issued, issued_10 AS failed")
 
 # Both sides of a comparison as rows of (tenant, day, cell, issued, failed); what does not cancel out is a difference.
 _COMPARE: Final = """
@@ -49,6 +55,10 @@ _AGENT_SLOTS_BY_CELL: Final = (
 _COMPARISONS: Final = {
     "agent_slot": _comparison(
         _AGENT_SLOTS_BY_CELL.replace("{cells}", _RAW_CELLS), _AGENT_SLOTS_BY_CELL.replace("{cells}", _AGENT_CELLS)
+    ),
+    # Tokens of the minutes 5 to 9 and 10 to 14 stand where the others have issued and failed.
+    "agent_slot's bins": _comparison(
+        _AGENT_SLOTS_BY_CELL.replace("{cells}", _RAW_BINS), _AGENT_SLOTS_BY_CELL.replace("{cells}", _AGENT_BINS)
     ),
     "tenant_slot": _comparison(
         f"SELECT tenant_id, toDate(slot) AS day, toString(slot) AS cell, issued, failed FROM ({_AGENT_CELLS})",

@@ -42,18 +42,22 @@ _DAY_LIST: Final = "{days:Array(Tuple(String, Date))}"
 _IN_ORDER: Final = "SETTINGS optimize_aggregation_in_order = 1"
 
 _FILL_AGENT_SLOT: Final = f"""
-INSERT INTO agent_slot (tenant_id, slot, agent_id, issued, failed, last_issued_ms, generation)
-SELECT tenant_id, slot, agent, sum(issued_here), sum(failed_here), max(last_here), {{generation:UInt64}}
+INSERT INTO agent_slot
+    (tenant_id, slot, agent_id, issued, failed, last_issued_ms, issued_5, issued_10, generation)
+SELECT tenant_id, slot, agent, sum(issued_here), sum(failed_here), max(last_here), sum(middle), sum(late),
+    {{generation:UInt64}}
 FROM
 (
     SELECT tenant_id, slot, counted_agent AS agent,
         countIf(success) AS issued_here, countIf(NOT success) AS failed_here,
-        maxIf(toUInt64(issued_at_ms), success) AS last_here
+        maxIf(toUInt64(issued_at_ms), success) AS last_here,
+        countIf(success AND intDiv(issued_at_ms, 300000) % 3 = 1) AS middle,
+        countIf(success AND intDiv(issued_at_ms, 300000) % 3 = 2) AS late
     FROM ({COUNTED_EVENTS.replace("{where}", "(tenant_id, toStartOfFifteenMinutes(issued_at)) IN {slots}")})
     GROUP BY tenant_id, slot, agent
     UNION ALL
     -- Zeros for agents that were here before: erased, or the other content of an event counts now.
-    SELECT tenant_id, slot, agent_id, 0, 0, 0 FROM agent_slot
+    SELECT tenant_id, slot, agent_id, 0, 0, 0, 0, 0 FROM agent_slot
     WHERE (tenant_id, slot) IN {{slots}}
 )
 GROUP BY tenant_id, slot, agent

@@ -8,9 +8,8 @@ import pytest
 
 from clickhouse.connection import Connection
 from clickhouse.schema import migrate
+from clickhouse.topology import TABLES
 from tests.support.bridge.process import Bridge
-
-TABLES = ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day", "counters", "removals")
 
 
 def empty(connection: Connection) -> Connection:

@@ -1,0 +1,80 @@
+"""Alerts from verdicts: bins of one kind that follow each other closely are one episode, and one alert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from clickhouse.alert import Alert
+from clickhouse.connection import Connection
+from clickhouse.queries import tenant_fence
+from clickhouse.tenant import TenantId
+
+# How long a kind has to be quiet before its alert is over, in seconds. What comes sooner belongs to it: a loop that
+# rests for ten minutes is one incident.
+_QUIET: Final = (
+    "transform(kind, ['silence', 'unusual_hours', 'dominance', 'new_network', 'budget'], "
+    "[600, 21600, 10800, 7200, 90000], 3600)"
+)
+
+_ALERTS: Final = f"""
+SELECT lower(hex(sipHash64(tenant_id, kind, agent_id, first))) AS id, tenant_id, kind, agent_id, first, last,
+    last + 300 + quiet > {{now:UInt32}} AS lasts, worst.1, worst.2, worst.3, worst.4, worst.5
+FROM
+(
+    SELECT tenant_id, kind, agent_id, any({_QUIET}) AS quiet,
+        arrayJoin(arraySplit(
+            (row, pause) -> pause > quiet, arraySort(groupArray(
+                (toUnixTimestamp(bin), (transform(severity, ['page', 'ticket'], [2, 1], 0), score, observed, expected, detail)))
+            ) AS rows, arrayDifference(rows.1))) AS episode,
+        episode[1].1 AS first, episode[-1].1 AS last, arrayMax(episode.2) AS worst
+    FROM verdicts FINAL
+    WHERE score > 1 AND bin >= toDateTime({{since:UInt32}}, 'UTC') - 90000 {{whose}}
+    GROUP BY tenant_id, kind, agent_id
+)
+WHERE last + 300 + quiet >= {{since:UInt32}}
+ORDER BY first DESC, id"""
+_OF_TENANT: Final = _ALERTS.replace("{whose}", "AND tenant_id = {tenant:String}")
+_OF_ALL: Final = _ALERTS.replace("{whose}", "")
+
+_SEVERITIES: Final = ("info", "ticket", "page")
+
+
+class Alerts:
+    """Reads what the detector has said. Blocking; may be called from many threads; raises StoreError."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def of_tenant(self, tenant: TenantId, since: int, now: int) -> list[Alert]:
+        """The tenant's alerts that lasted at `since` or began later (Unix seconds), newest first."""
+        return self._read(
+            _OF_TENANT,
+            {"tenant": str(tenant), "since": since, "now": now},
+            {"additional_table_filters": tenant_fence(tenant)},
+        )
+
+    def of_all(self, since: int, now: int) -> list[Alert]:
+        """The same of every tenant."""
+        return self._read(_OF_ALL, {"since": since, "now": now})
+
+    def _read(self, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> list[Alert]:
+        return [
+            Alert(
+                id=id_,
+                tenant_id=tenant,
+                kind=kind,
+                severity=_SEVERITIES[rank],
+                agent_id=agent or None,
+                since=int(first),
+                until=None if lasts else int(last) + 300,
+                score=round(score, 3),
+                threshold=1.0,
+                observed=round(observed, 3),
+                expected=round(expected, 3),
+                detail=detail,
+            )
+            for id_, tenant, kind, agent, first, last, lasts, rank, score, observed, expected, detail in (
+                self._connection.rows(sql, parameters, settings)
+            )
+        ]

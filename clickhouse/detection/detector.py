@@ -1,0 +1,72 @@
+"""The detector: every five minutes, what of the last hour is unusual for the agent or tenant that did it.
+
+A verdict follows from the rollups alone: nothing is carried from one tick to the next, so a restart changes none, and
+an event that comes late, or twice, counts as it counts everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from clickhouse.connection import Connection
+from clickhouse.detection.history import DAY, HOUR, IN_THE_BACKGROUND, History
+from clickhouse.detection.progress import Progress
+from clickhouse.detection.statements import statement
+
+logger = logging.getLogger(__name__)
+
+BIN: Final = 300
+# Bins that a tick looks at once more: events may be this late and still raise, or end, an alert. What is later counts
+# as history only, so that a backfill of a year raises nothing.
+LOOK_BACK: Final = 12
+
+_BY_BIN: Final = {"spikes": "spike", "silences": "silence"}
+_BY_HOUR: Final = {"unusual_hours": "unusual_hours"}
+_WITHDRAW: Final = statement("withdraw")
+
+
+class Detector:
+    """Of one store. One thread at a time; `clock` gives Unix seconds. Every method raises StoreError."""
+
+    def __init__(self, connection: Connection, *, clock: Callable[[], float] = time.time) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._progress = Progress(connection)
+        self._history = History(connection, self._progress)
+
+    def tick(self) -> None:
+        """Judges the bins that are over; those of the last hour again."""
+        until = int(self._clock()) // BIN * BIN
+        self.judge(until - LOOK_BACK * BIN, until)
+
+    def judge(self, since: int, until: int) -> None:
+        """Judges the bins in [since, until), in Unix seconds, hour by hour."""
+        judged = self._progress.read().get("judged", 0)
+        for start, end in _hours(since, until):
+            self._history.bring_to(start // HOUR * HOUR)
+            for name, kind in _BY_BIN.items():
+                self._judge(name, kind, start, end)
+            if end % HOUR == 0 and judged < end:
+                self._history.bring_to(end)
+                hour = end - HOUR
+                same_hours = [hour - ago * DAY + near for ago in range(1, 61) for near in (-HOUR, 0, HOUR)]
+                for name, kind in _BY_HOUR.items():
+                    self._judge(name, kind, hour, end, hour=hour, hours=same_hours)
+        self._progress.write(time.time_ns(), judged=until)
+
+    def _judge(self, name: str, kind: str, since: int, until: int, **more: object) -> None:
+        generation = time.time_ns()
+        bins = {"since": since, "until": until, "generation": generation}
+        self._connection.command(statement(name), {**(more or bins), "generation": generation}, **IN_THE_BACKGROUND)
+        self._connection.command(_WITHDRAW, {**bins, "kind": kind}, **IN_THE_BACKGROUND)
+
+
+def _hours(since: int, until: int) -> Iterator[tuple[int, int]]:
+    """The stretch in pieces that lie within an hour each."""
+    while since < until:
+        end = min(since // HOUR * HOUR + HOUR, until)
+        yield since, end
+        since = end
