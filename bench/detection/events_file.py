@@ -25,7 +25,7 @@ from bench.detection.traces import BIN_SECONDS
 Integers = npt.NDArray[np.int64]
 
 _BIN_MS: Final = BIN_SECONDS * 1000
-_STREAM: Final = 2  # the third random stream of a seed, after those of the counts and of the fields
+_STREAM: Final = 3  # the last random stream of a seed
 _IDLE_LIFETIMES: Final = 3
 
 
@@ -80,14 +80,15 @@ class _Source:
                 replicas = pick.integers(identity.replicas, size=len(at))
             moments += at.tolist()
             lines += self._lines(at, replicas, network, user_agent, day, pick)
-            refused = at[pick.random(len(at)) < identity.failure_share]
-            if len(refused):
+            again = pick.random(len(at)) < identity.failure_share
+            if again.any():
                 # Refused, and asked again a moment later.
+                refused = at[again]
                 refused = np.maximum(
                     refused - pick.integers(1, 2_000, size=len(refused)), START * 1000 + begins * _BIN_MS
                 )
                 moments += refused.tolist()
-                lines += self._lines(refused, replicas[: len(refused)], network, user_agent, day, pick, refused=True)
+                lines += self._lines(refused, replicas[again], network, user_agent, day, pick, refused=True)
         for one in self._misuse:
             if one.start >= begins + BINS_A_DAY or one.end <= begins:
                 continue

@@ -29,7 +29,7 @@ from bench.detection.tenant import Tenant, make_tenant
 from bench.detection.traces import BIN_SECONDS, COLUMNS, COUNTS_FILE
 
 EVENTS_FILE = "events.ndjson.zst"
-_COUNTS, _FIELDS = 0, 1  # random streams of a seed
+_COUNTS, _IDENTITIES, _MISUSE = 0, 1, 2  # random streams of a seed; EventStream has one more
 
 
 class Made:
@@ -44,8 +44,8 @@ class Made:
         self.identities: list[Identity] = []
         self.misuse: list[Misuse] = []
         if fields:
-            pick = np.random.default_rng([seed, _FIELDS])
-            self.identities = make_identities(self.tenant, pick)
+            self.identities = make_identities(self.tenant, np.random.default_rng([seed, _IDENTITIES]))
+            pick = np.random.default_rng([seed, _MISUSE])
             self.misuse = make_misuse(self.tenant, self.identities, calendar, self.incidents, pick)
 
     def labels(self) -> list[Label]:

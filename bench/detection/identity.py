@@ -25,6 +25,7 @@ from bench.detection.incidents import log_uniform
 from bench.detection.local_time import BINS_AN_HOUR, DAYS
 from bench.detection.network import Nat, Network, make_network
 from bench.detection.tenant import MAX_INSTANCES, Agent, Tenant
+from bench.detection.traces import BIN_SECONDS
 
 ALL_FIELDS: Final = frozenset({"grant_type", "scope", "client_ip", "user_agent", "expires_in"})
 LIFETIMES: Final = (300, 600, 900, 1_800, 3_600, 7_200, 14_400, 43_200, 86_400)
@@ -108,12 +109,11 @@ def _identity(agent: Agent, fields: frozenset[str], office: Nat, pick: np.random
     an_hour = max(agent.mean * BINS_AN_HOUR, 1e-3)
     # A lifetime with which the instances that the counts were drawn with ask as often as they do.
     fitting = agent.instances / an_hour * 3600 / USED_BEFORE_RENEWAL
-    lifetime = min(LIFETIMES, key=lambda seconds: abs(np.log(seconds / fitting)))
-    caching = bool(pick.random() < _CACHING.get(agent.kind, 0.3))
-    if an_hour * lifetime / 3600 * USED_BEFORE_RENEWAL > MAX_INSTANCES * 2 / 3:
-        caching = False
-    if not caching:
-        lifetime = int(pick.choice([300, 900, 3_600, 3_600, 86_400]))
+    possible = [seconds for seconds in LIFETIMES if _most_caches(agent, seconds) <= MAX_INSTANCES]
+    caching = bool(pick.random() < _CACHING.get(agent.kind, 0.3)) and bool(possible)
+    lifetime = int(pick.choice([300, 900, 3_600, 3_600, 86_400]))
+    if caching:
+        lifetime = min(possible, key=lambda seconds: abs(np.log(seconds / fitting)))
     networks: list[tuple[int, Network]] = [(0, make_network(agent.kind, office, pick))]
     if pick.random() < 1 / 12:
         networks.append((int(pick.integers(20, DAYS)), make_network(agent.kind, office, pick)))
@@ -131,3 +131,12 @@ def _identity(agent: Agent, fields: frozenset[str], office: Nat, pick: np.random
         user_agents=[(day, client.format(version + number)) for number, day in enumerate(releases)],
         failure_share=log_uniform(pick, 0.001, 0.02),
     )
+
+
+def _most_caches(agent: Agent, lifetime: int) -> float:
+    """How many caches the busiest time needs: the tokens expected while one of them serves."""
+    renewal = lifetime * USED_BEFORE_RENEWAL / BIN_SECONDS
+    if renewal < 1:
+        return float(agent.expected.max()) * renewal
+    so_far = np.concatenate([[0.0], agent.expected.cumsum()])
+    return float((so_far[int(renewal) :] - so_far[: -int(renewal)]).max())

@@ -7,8 +7,9 @@
 - GitLab's runbooks, service_ops_anomaly_detection.yml: more than 3 standard deviations of a week from the median of
   what the last three weeks had in the four hours around this time, plus growth, for 5 minutes.
 
-Grafana's file means to leave out sparse series, but its last selector takes them in again: here they are in, as it runs.
-A sample is a bin, and two bins in a row are `for: 5m`. Both look at both sides; above is `spike`, below is `silence`.
+Grafana's file means to leave out sparse series, but its last selector takes them in again: here they are in, as they
+are when it runs. A sample is a bin, and two bins in a row are `for: 5m`. Both rules look at both sides: above is
+`spike`, below is `silence`.
 """
 
 from __future__ import annotations

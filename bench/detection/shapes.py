@@ -21,16 +21,14 @@ def shape(kind: str, clock: LocalTime, off: Booleans, opens: float, pick: np.ran
     form = {"office": _office, "service": _service, "ci": _builds}.get(kind)
     bins: Floats = form(clock, off, opens, pick) if form else _batch(kind, clock, off, pick)
     mean = float(bins.mean())
-    if mean > 0:
-        bins /= mean
-    return bins
+    return bins / (mean or 1.0)
 
 
 def _office(clock: LocalTime, off: Booleans, opens: float, pick: np.random.Generator) -> Floats:
     """Full while people work, less at lunch, nearly nothing at night."""
     closes, slope = opens + pick.normal(8.5, 0.5), pick.uniform(0.4, 0.8)
-    present = 1 / (1 + np.exp(-(clock.hour - opens) / slope)) / (1 + np.exp((clock.hour - closes) / slope))
-    lunch = 1 - pick.uniform(0.1, 0.4) * np.exp(-0.5 * ((clock.hour - opens - 3.5) / 0.7) ** 2)
+    present: Floats = 1 / (1 + np.exp(-(clock.hour - opens) / slope)) / (1 + np.exp((clock.hour - closes) / slope))
+    lunch: Floats = 1 - pick.uniform(0.1, 0.4) * np.exp(-0.5 * ((clock.hour - opens - 3.5) / 0.7) ** 2)
     return (present * lunch + pick.uniform(0.005, 0.05)) * np.where(off, pick.uniform(0.02, 0.25), 1.0)
 
 
