@@ -6,6 +6,7 @@ Identities and misuse say what is assumed. A bin of the counts is exactly the su
 from __future__ import annotations
 
 import heapq
+import sys
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from backports import zstd
 
 from bench.detection.identity import USED_BEFORE_RENEWAL, Identity
 from bench.detection.local_time import BINS_A_DAY, DAYS, START
@@ -21,6 +21,11 @@ from bench.detection.misuse import Misuse
 from bench.detection.network import Network
 from bench.detection.tenant import Tenant
 from bench.detection.traces import BIN_SECONDS
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 Integers = npt.NDArray[np.int64]
 

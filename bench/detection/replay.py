@@ -9,6 +9,6 @@ from bench.detection.alarm import Alarm
 
 
 def replay(*, traces: Path | None, events: Path | None, progress: Callable[[str], None]) -> list[Alarm]:
-    """What the service would have raised."""
+    """What the service would have raised on `traces`, a directory with counts.csv.gz, or on `events`, a file."""
     progress(f"replay is not there yet: no alarms of ours on {traces or events}")
     return []

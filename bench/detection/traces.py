@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,11 @@ from typing import IO, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
-from backports import zstd
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 BIN_SECONDS: Final = 300
 COUNTS_FILE: Final = "counts.csv.gz"

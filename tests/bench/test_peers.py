@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import numpy as np
 import pytest
 
@@ -60,13 +62,41 @@ def test_bands_do_not_see_a_silence() -> None:
     assert [alarm.kind for alarm in grafana_bands("a", counts, 0)] == ["silence"]
 
 
-def test_bands_expect_what_was_there_a_day_ago() -> None:
-    counts = flat(2 * WEEK)
-    for day in range(14):
-        counts[day * DAY + 120 : day * DAY + 126] = 1000
-    alarms = grafana_bands("a", counts, 0)
-    assert [alarm for alarm in alarms if alarm.start > DAY * BIN_SECONDS] == []
-    assert alarms, "the first day had no day before it"
+def naive_alarms(counts: list[int]) -> list[int]:
+    """The bins that raise an alarm by Grafana's bands, window by window, as the file says it."""
+    rates = [count / BIN_SECONDS for count in counts]
+    hours = [[rate for rate in rates[max(0, at - HOUR + 1) : at + 1] if rate] for at in range(len(rates))]
+    known = {at: (float(np.mean(hour)), float(np.std(hour))) for at, hour in enumerate(hours) if hour}
+    raised, run = [], 0
+    for at, rate in enumerate(rates):
+        lower, upper = [], []
+        if at in known:
+            average = known[at][0]
+            near = [known[one] for one in range(at - 26 * HOUR + 1, at + 1) if one in known]
+            variable = [deviation for mean, deviation in near if deviation > 0.5 * mean]
+            for width in [0.5 * average, *([2 * fmean(variable)] if variable else [])]:
+                lower.append(average - width)
+                upper.append(average + width)
+        for back in (167 * HOUR + HOUR // 2, 23 * HOUR + HOUR // 2):
+            if at - back in known:
+                mean, deviation = known[at - back]
+                lower.append(mean - 2 * deviation)
+                upper.append(mean + 2 * deviation)
+        outside = rate and (rate < max(0.0, min(lower)) or rate > max(upper))
+        run = run + 1 if outside else 0
+        if run == 2:
+            raised.append(at)
+    return raised
+
+
+def test_bands_are_those_of_a_naive_reading() -> None:
+    pick = np.random.default_rng(7)
+    levels = np.repeat(40 * pick.lognormal(0, 1.5, 9 * 24), HOUR)  # every hour another one
+    counts = pick.poisson(levels)
+    counts[3 * DAY + 10 : 3 * DAY + 50] = 0
+    raised = naive_alarms(counts.tolist())
+    assert len(raised) > 10
+    assert [alarm.start // BIN_SECONDS for alarm in grafana_bands("a", counts, 0)] == raised
 
 
 def test_z_is_against_the_weeks_before() -> None:
@@ -78,6 +108,14 @@ def test_z_is_against_the_weeks_before() -> None:
     assert [(alarm.kind, alarm.start, alarm.end) for alarm in alarms] == [
         ("spike", (at + 1) * BIN_SECONDS, (at + 4) * BIN_SECONDS)
     ]
+
+
+def test_z_expects_what_the_weeks_had_around_this_time() -> None:
+    counts = np.tile(300 + 1000 * (np.arange(WEEK) < DAY // 2), 8)
+    alarms = gitlab_z("a", counts, 0)
+    assert [alarm for alarm in alarms if alarm.start > 4 * WEEK * BIN_SECONDS] == []
+    counts[5 * WEEK : 5 * WEEK + DAY // 2] = 300  # and misses it when it does not come
+    assert {alarm.kind for alarm in gitlab_z("a", counts, 0) if alarm.start < 6 * WEEK * BIN_SECONDS} == {"silence"}
 
 
 def test_z_is_nothing_without_weeks_or_deviation() -> None:

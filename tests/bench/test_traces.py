@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import pytest
-from backports import zstd
 
 from bench.detection.traces import BIN_SECONDS, COLUMNS, read_counts, read_events
 
-ROWS = [("org-b", "x", 900, 2), ("org-a", "y", 300, 5), ("org-b", "z", 1500, 1), ("org-b", "x", 1500, 7)]
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+ROWS: Final = [("org-b", "x", 900, 2), ("org-a", "y", 300, 5), ("org-b", "z", 1500, 1), ("org-b", "x", 1500, 7)]
 
 
 def counts_file(path: Path) -> Path:
@@ -41,7 +48,10 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, content: str) -> Non
         read_counts(path)
 
 
-@pytest.mark.parametrize("packing", ["plain", "gz", "zst"])
+PACKED: Final[dict[str, Callable[[bytes], bytes]]] = {"plain": bytes, "gz": gzip.compress, "zst": zstd.compress}
+
+
+@pytest.mark.parametrize("packing", PACKED)
 def test_events_are_counted_unless_refused(tmp_path: Path, packing: str) -> None:
     outcomes = [("success", 300_000), ("failure", 300_001), (None, 599_999), ("success", 600_000)]
     events = [
@@ -51,6 +61,6 @@ def test_events_are_counted_unless_refused(tmp_path: Path, packing: str) -> None
     ]
     text = "".join(json.dumps(event) + "\n" for event in events).encode()
     path = tmp_path / "events"
-    path.write_bytes({"plain": text, "gz": gzip.compress(text), "zst": zstd.compress(text)}[packing])
+    path.write_bytes(PACKED[packing](text))
     trace = read_events(path)
     assert dict(zip(trace.start.tolist(), trace.count.tolist(), strict=True)) == {300: 2, 600: 1}
