@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The tests start hundreds of processes: where bytecode is not kept, each of them compiles everything again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test lint coverage torture bench lock audit clean tools
+.PHONY: help install demo test lint coverage torture bench bench-detection lock audit clean tools
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## Make .venv with the command agentidp-analytics and the embedded engine
 
@@ -57,6 +57,11 @@ bench: $(INSTALLED) ## Ratios, measured side by side
 	$(BIN)/python -m bench.attack
 	$(BIN)/python -m bench.flatness
 	$(BIN)/python -m bench.idle
+
+bench-detection: $(INSTALLED) ## What the alerts find in made-up traces, and how often they are wrong, beside others' rules
+	directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+	  $(BIN)/python -m bench.detection.generate --seeds $(or $(SEEDS),1-40) --out "$$directory" && \
+	  $(BIN)/python -m bench.detection --traces "$$directory" --out "$$directory/alerts.csv"
 
 COMPILE := .cache/lock/bin/pip-compile --quiet --upgrade --strip-extras --allow-unsafe --no-emit-index-url \
   --no-emit-find-links --no-emit-trusted-host --all-build-deps
