@@ -37,7 +37,24 @@ ORDER BY first DESC, id"""
 _OF_TENANT: Final = _ALERTS.replace("{whose}", "AND tenant_id = {tenant:String}")
 _OF_ALL: Final = _ALERTS.replace("{whose}", "")
 
+# As `bench.detection` reports them: stretches of one severity, of all times.
+_STRETCHES: Final = f"""
+SELECT tenant_id, agent_id, kind, severity, episode[1], episode[-1] + 300
+FROM
+(
+    SELECT tenant_id, agent_id, kind, severity, any({_QUIET}) AS quiet,
+        arrayJoin(arraySplit((at, pause) -> pause > quiet, arraySort(groupArray(toUnixTimestamp(bin))) AS bins,
+            arrayDifference(bins))) AS episode
+    FROM verdicts FINAL WHERE score > 1 GROUP BY tenant_id, agent_id, kind, severity
+)
+ORDER BY episode[1], tenant_id, agent_id, kind"""
+
 _SEVERITIES: Final = ("info", "ticket", "page")
+
+
+def verdicts_of(connection: Connection) -> list[tuple[str, str, str, str, int, int]]:
+    """Everything the detector has said: (tenant, agent, kind, severity, start of the first bin, end of the last)."""
+    return [(t, a, kind, severity, int(s), int(e)) for t, a, kind, severity, s, e in connection.rows(_STRETCHES)]
 
 
 class Alerts:

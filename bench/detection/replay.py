@@ -1,14 +1,128 @@
-"""A trace through the service's own detection. Not here yet: nothing is raised."""
+"""A trace through the service's own detection: the store, the rollups and the detector's statements as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from prometheus_client import CollectorRegistry
 
 from bench.detection.alarm import Alarm
+from bench.detection.traces import Trace, open_events, read_counts
+from clickhouse.alerts import verdicts_of
+from clickhouse.detection.detector import Detector
+from clickhouse.event import Event, parse_event
+from clickhouse.open_store import open_store
+from clickhouse.store import Store
+
+DAY: Final = 86_400
+WARM_UP_DAYS: Final = 34  # what comes before is history only
+_ROWS_AT_ONCE: Final = 500_000
+_EVENTS_AT_ONCE: Final = 20_000
+_ANY_TIME: Final = 2**45  # no event is of the future
 
 
 def replay(*, traces: Path | None, events: Path | None, progress: Callable[[str], None]) -> list[Alarm]:
-    """What the service would have raised on `traces`, a directory with counts.csv.gz, or on `events`, a file."""
-    progress(f"replay is not there yet: no alarms of ours on {traces or events}")
-    return []
+    """What the service would have raised on `traces`, a directory with counts.csv.gz, or on `events`, a file.
+
+    Counts are written into the rollup that the detector reads, events go in as any source's do. Then every bin is
+    judged, a day at a time.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        store = open_store(f"chdb:///{directory}/store", None, CollectorRegistry())
+        with store:
+            if traces is not None:
+                first, last = _load_counts(store, read_counts(traces / "counts.csv.gz"), progress)
+            elif events is not None:
+                first, last = _load_events(store, events, progress)
+            else:
+                raise ValueError("neither counts nor events were given")
+            detector = Detector(store.connection)
+            start = min(first // DAY * DAY + WARM_UP_DAYS * DAY, last)
+            for day in range(start, last, DAY):
+                detector.judge(day, min(day + DAY, last))
+                if (day - start) // DAY % 5 == 0:
+                    progress(f"judged {datetime.fromtimestamp(day, UTC):%Y-%m-%d}")
+            return [Alarm(*row) for row in verdicts_of(store.connection)]
+
+
+def _load_counts(store: Store, trace: Trace, progress: Callable[[str], None]) -> tuple[int, int]:
+    """The rollups as they would be had every token been an event; returns the first moment and the end."""
+    slot = trace.start // 900 * 900
+    place = (trace.start - slot) // 300
+    key = slot * len(trace.agents) + trace.agent
+    unique, inverse = np.unique(key, return_inverse=True)
+    bins = np.zeros((len(unique), 3), dtype=np.int64)
+    np.add.at(bins, (inverse, place), trace.count)
+    slots, agents = unique // len(trace.agents), unique % len(trace.agents)
+    for begin in range(0, len(unique), _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        names = [trace.agents[number] for number in agents[part].tolist()]
+        _insert(store, "agent_slot", {
+            "tenant_id": [tenant for tenant, _ in names], "slot": slots[part].tolist(),
+            "agent_id": [agent for _, agent in names], "issued": bins[part].sum(axis=1).tolist(),
+            "issued_5": bins[part, 1].tolist(), "issued_10": bins[part, 2].tolist(),
+        })  # fmt: skip
+        progress(f"{min(begin + _ROWS_AT_ONCE, len(unique)):,} of {len(unique):,} slots written")
+    _load_days(store, trace)
+    return trace.first, trace.end
+
+
+def _load_days(store: Store, trace: Trace) -> None:
+    days: dict[tuple[str, date, str], int] = {}
+    key = trace.start // DAY * len(trace.agents) + trace.agent
+    unique, inverse = np.unique(key, return_inverse=True)
+    sums = np.bincount(inverse, weights=trace.count).astype(np.int64)
+    for number, issued in zip(unique.tolist(), sums.tolist(), strict=True):
+        tenant, agent = trace.agents[number % len(trace.agents)]
+        days[tenant, date(1970, 1, 1) + timedelta(days=number // len(trace.agents)), agent] = issued
+    tenants: dict[tuple[str, date], int] = {}
+    for (tenant, day, _), issued in days.items():
+        tenants[tenant, day] = tenants.get((tenant, day), 0) + issued
+    _insert(store, "agent_day", {
+        "tenant_id": [tenant for tenant, _, _ in days], "day": [day for _, day, _ in days],
+        "agent_id": [agent for _, _, agent in days], "issued": [*days.values()],
+    })  # fmt: skip
+    _insert(store, "tenant_day", {
+        "tenant_id": [tenant for tenant, _ in tenants], "day": [day for _, day in tenants],
+        "issued": [*tenants.values()],
+    })  # fmt: skip
+
+
+def _insert(store: Store, table: str, columns: dict[str, list[Any]]) -> None:
+    rows = len(next(iter(columns.values())))
+    store.connection.insert(table, (*columns, "generation"), [*columns.values(), [1] * rows])
+
+
+def _load_events(store: Store, path: Path, progress: Callable[[str], None]) -> tuple[int, int]:
+    first, last, written = None, 0, 0
+    for batch in _batches(path):
+        store.writer.write(batch)
+        store.upkeep.settle_if_behind()
+        written += len(batch)
+        first = batch[0].issued_at // 1000 if first is None else first
+        last = batch[-1].issued_at // 1000
+        if written % (50 * _EVENTS_AT_ONCE) == 0:
+            progress(f"{written:,} events written")
+    store.upkeep.settle()
+    if first is None:
+        raise ValueError(f"{path}: not a single event")
+    progress(f"{written:,} events written and counted")
+    return first, last // 300 * 300 + 300
+
+
+def _batches(path: Path) -> Iterator[list[Event]]:
+    batch: list[Event] = []
+    with open_events(path) as file:
+        for line in file:
+            batch.append(parse_event(json.loads(line), _ANY_TIME))
+            if len(batch) == _EVENTS_AT_ONCE:
+                yield batch
+                batch = []
+    if batch:
+        yield batch

@@ -1,15 +1,17 @@
 -- As of the start of a day, from the 60 days before it.
 INSERT INTO agent_habit
-    (place, tenant_id, agent_id, day, days, mean, active_days, empty_hours, burst, record_1, record_2, generation)
+    (place, tenant_id, agent_id, day, days, mean, active_days, empty_hours, burst, failing, record_1, record_2, waste,
+    second_waste, waste_at_once, second_waste_at_once, generation)
 SELECT intDiv({day:UInt32}, 86400) % 2, tenant_id, agent_id, toDate(toDateTime({day:UInt32}, 'UTC')), any(age),
     sumIf(tokens, ago <= 28) / (288 * least(28, any(age))), countIf(ago <= 28),
     1 - sumIf(hours, ago <= 28) / (24 * least(28, any(age))),
     arrayReverseSort(groupArray(busiest))[2] / (11 * sumIf(tokens, ago <= 28) / (288 * least(28, any(age))) + 1),
-    max(highest), max(second), {generation:UInt64}
+    sumIf(refused, ago <= 28) / greatest(1, sumIf(tokens + refused, ago <= 28)), max(highest), max(second),
+    any(held[1]), any(held[2]), any(held_at_once[1]), any(held_at_once[2]), {generation:UInt64}
 FROM
 (
     SELECT tenant_id, agent_id, intDiv({day:UInt32} + 86399 - toUnixTimestamp(hour), 86400) AS ago,
-        sum(issued) AS tokens, countIf(bins > 0) AS hours, max(rest_12) AS busiest, max(top_1) AS highest,
+        sum(issued) AS tokens, sum(failed) AS refused, countIf(bins > 0) AS hours, max(rest_12) AS busiest, max(top_1) AS highest,
         max(second_3) AS second
     FROM agent_hour FINAL
     WHERE hour >= toDateTime({day:UInt32} - 5184000, 'UTC') AND hour < toDateTime({day:UInt32}, 'UTC')
@@ -21,4 +23,17 @@ INNER JOIN
     SELECT tenant_id, agent_id, toUInt16(toDate(toDateTime({day:UInt32}, 'UTC')) - min(day)) AS age FROM agent_day FINAL
     WHERE issued > 0 AND day < toDate(toDateTime({day:UInt32}, 'UTC')) GROUP BY tenant_id, agent_id
 ) AS born USING (tenant_id, agent_id)
+LEFT JOIN
+(
+    SELECT tenant_id, agent_id, arrayReverseSort(groupArray(day_most)) AS held,
+        arrayReverseSort(groupArray(day_at_once)) AS held_at_once
+    FROM
+    (
+        SELECT tenant_id, agent_id, toDate(hour) AS work_day, max(most) AS day_most, max(most_at_once) AS day_at_once
+        FROM agent_waste FINAL
+        WHERE hour >= toDateTime({day:UInt32} - 5184000, 'UTC') AND hour < toDateTime({day:UInt32}, 'UTC')
+        GROUP BY tenant_id, agent_id, work_day
+    )
+    GROUP BY tenant_id, agent_id
+) AS reuse USING (tenant_id, agent_id)
 GROUP BY tenant_id, agent_id

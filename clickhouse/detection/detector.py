@@ -23,8 +23,15 @@ BIN: Final = 300
 # as history only, so that a backfill of a year raises nothing.
 LOOK_BACK: Final = 12
 
-_BY_BIN: Final = {"spikes": "spike", "silences": "silence"}
-_BY_HOUR: Final = {"unusual_hours": "unusual_hours"}
+# Statement -> kind.
+_BY_BIN: Final = {
+    "spikes": "spike",
+    "silences": "silence",
+    "wastes": "waste",
+    "new_networks": "new_network",
+    "failures": "failures",
+}
+_BY_HOUR: Final = {"unusual_hours": "unusual_hours", "dominances": "dominance"}
 _WITHDRAW: Final = statement("withdraw")
 
 

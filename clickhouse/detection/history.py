@@ -87,6 +87,8 @@ class History:
     def _remake(self, stale: set[int], hour: int) -> None:
         for since, until in _stretches(stale | {start + HOUR for start in stale}, hour):
             self._run("agent_hours", since=since, until=until)
+            self._run("agent_wastes", since=since, until=until)
+            self._run("agent_networks", since=since, until=until)
         for since, until in _stretches(_widened(stale, 48), hour):
             self._run("tenant_hours", since=since, until=until)
         for since, until in _stretches(_widened(stale, _SPREAD_HOURS), hour):

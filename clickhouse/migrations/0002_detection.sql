@@ -45,6 +45,37 @@ PARTITION BY toYYYYMM(hour)
 ORDER BY (hour, tenant_id)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
+-- Of an hour, by the addresses and scopes that tokens were asked for: tokens issued while an earlier one of the same
+-- agent, address and scope had over half of its lifetime left. most: in one bin; most_at_once: in one bin at one address.
+CREATE TABLE IF NOT EXISTS agent_waste
+(
+    tenant_id LowCardinality(String),
+    hour DateTime('UTC') CODEC(DoubleDelta, ZSTD(1)),
+    agent_id LowCardinality(String),
+    wasted UInt64 CODEC(T64, ZSTD(1)),
+    most UInt64 CODEC(T64, ZSTD(1)),
+    most_at_once UInt64 CODEC(T64, ZSTD(1)),
+    generation UInt64 CODEC(ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(generation)
+PARTITION BY toYYYYMM(hour)
+ORDER BY (hour, tenant_id, agent_id)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+-- The networks an agent was seen from: /24 of IPv4 and /48 of IPv6, and the wider /16 and /32 around them.
+CREATE TABLE IF NOT EXISTS agent_network
+(
+    tenant_id LowCardinality(String),
+    agent_id LowCardinality(String),
+    network String,
+    wide String,
+    first_seen SimpleAggregateFunction(min, DateTime('UTC')),
+    last_seen SimpleAggregateFunction(max, DateTime('UTC'))
+)
+ENGINE = AggregatingMergeTree
+ORDER BY (tenant_id, agent_id, network, wide)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
 -- How far an agent's work is spread, as of the end of an hour: bins with tokens of the last 6 hours; and of the 12 hours
 -- that end here, a day and two days before together: bins with tokens, tokens, hours with tokens.
 CREATE TABLE IF NOT EXISTS agent_spread
@@ -66,7 +97,8 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 -- Of the tables below, which hold what is usual, a row is written over after a while: `place` says where it stands, so
 -- that none has to be removed. No clock of the engine decides what goes.
 
--- An agent's character, from the days before `day`; place: the day of the epoch modulo 2. mean: tokens a bin; burst: its busiest hours against its mean.
+-- An agent's character, from the days before `day`; place: the day of the epoch modulo 2. mean: tokens a bin; burst: its busiest hours against its
+-- mean; failing: share of its requests.
 CREATE TABLE IF NOT EXISTS agent_habit
 (
     place UInt16,
