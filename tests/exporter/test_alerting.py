@@ -29,7 +29,9 @@ JOB = "agentidp-analytics"
 
 def documented_setup() -> dict[str, Any]:
     """What docs/alerts.md adds to the example configuration of Prometheus."""
-    (block,) = (part for part in re.findall(r"^ *```yaml\n(.*?)```", DOCS, re.DOTALL | re.MULTILINE) if "global" in part)
+    (block,) = (
+        part for part in re.findall(r"^ *```yaml\n(.*?)```", DOCS, re.DOTALL | re.MULTILINE) if "global" in part
+    )
     return dict(yaml.safe_load(block))
 
 
@@ -180,7 +182,7 @@ def test_a_spike_is_one_page_and_one_end_whatever_happens_to_the_exporters(tmp_p
             exporter.show("acme", "spike", "page", 0)
             exporter.show("calm", "spike", "page", 0)
             exporter.show("_other", "spike", "page", 1)
-        # It knows its Alertmanagers after some seconds only; what it could not send before, it sends again a minute later.
+        # It knows its Alertmanagers after some seconds only, and by default tries again after a minute.
         with prometheus(config, tmp_path / "prometheus", "--rules.alert.resend-delay=5s") as server:
             receiver.wait_for("/watchdog", "AgentidpWatchdog", 1)
             for exporter in pair:

@@ -19,7 +19,7 @@ from tests.support.prometheus_server import RULES
 BUILT_IN: Final = frozenset({"up", "ALERTS"})
 # By prometheus-client in every process.
 OF_THE_PROCESS: Final = frozenset({"process_start_time_seconds"})
-# What rules and dashboards ask for and no code publishes yet. A test fails for each that is published: take it out then.
+# What rules and dashboards ask for and no code publishes yet. A test fails for each that has come: take it out then.
 COMING: Final = frozenset(
     {
         "agentidp_tenant_alerts",
