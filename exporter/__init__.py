@@ -5,5 +5,5 @@ counters             what is shown: no counter falls, a new one is 0 first, the 
 families, exposition the series, as bytes; snapshot is one rendered state
 server, runner       /metrics and its neighbours; with negotiation, listening, basic_auth, web_config, web_settings
 metrics, settings    the exporter's own
-rules                Prometheus recording rules and alerts
+rules                Prometheus alerts
 """

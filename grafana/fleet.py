@@ -24,23 +24,22 @@ from grafana.panels import (
 )
 from grafana.queries import (
     ACTIVE_AGENTS,
-    EXPECTED,
     FAILED,
     ISSUED,
     JOB,
     LAST_ISSUED,
-    LIMIT,
     MONTH,
     NOW,
-    RATE,
     RATE_WINDOW,
+    SILENCE_SCORE,
+    SPIKE_SCORE,
     TOP_AGENT,
     by_tenant,
+    expected,
     failure_ratio,
     gauge,
     increase,
     rate,
-    recorded,
 )
 from grafana.service import health, ingest, requests
 
@@ -111,11 +110,10 @@ def _issuance() -> list[Json]:
             [
                 (f"sum({rate(ISSUED)})", "issued"),
                 (f"sum({rate(FAILED)})", "failed"),
-                (f"sum({recorded(EXPECTED)})", "expected"),
+                (f"sum({expected('expected')}) / 300", "expected"),
             ],
             unit=TOKENS_PER_SECOND,
-            what="All tenants. Expected: median of the same hour of the week in the last three weeks, of the last day"
-            " until a week is known.",
+            what="All tenants. Expected: what the detector expects of the current 5 minutes, from earlier weeks.",
             window=RATE_WINDOW,
             overrides=[
                 override("failed", color={"fixedColor": "red", "mode": "fixed"}),
@@ -144,8 +142,8 @@ def _tenants() -> list[tuple[int, list[Json]]]:
     share = f"max by (tenant_id) ({gauge(TOP_AGENT, **real)} and {gauge(MONTH, **real)} >= 100)"
     agents = by_tenant(gauge(ACTIVE_AGENTS, **real))
     oldest = f"topk(20, {_LAST_TOKEN_AGE})"
-    expected_hourly = f"3600 * {by_tenant(recorded(EXPECTED, _REAL_TENANTS))}"
-    ratio = f"max by (tenant_id) (300 * {RATE}{{{_REAL_TENANTS}}} / {recorded(LIMIT, _REAL_TENANTS)})"
+    expected_hourly = f"12 * {by_tenant(expected('expected', **real))}"
+    spike, silence = (f"max by (tenant_id) ({gauge(score, **real)})" for score in (SPIKE_SCORE, SILENCE_SCORE))
     return [
         (
             9,
@@ -176,11 +174,11 @@ def _tenants() -> list[tuple[int, list[Json]]]:
                 ),
                 bar_gauge(
                     "Nearest to a spike",
-                    (f"topk(10, {ratio})", "{{tenant_id}}"),
+                    (f"topk(10, {spike})", "{{tenant_id}}"),
                     unit="percentunit",
-                    what="Tokens of the last 5 minutes as a share of the tenant's limit; over 100 % for 5 minutes"
-                    " raises AgentidpTokenSpike. A tenant has no limit in its first 26 hours.",
-                    window="5 minutes",
+                    what="The highest spike score of the tenant's agents; 100 % is the limit, AgentidpTokenSpike begins"
+                    " there.",
+                    window="the detector's, as of its last look",
                     limits=thresholds((0.7, "orange"), (1, "red")),
                 ),
             ],
@@ -193,10 +191,12 @@ def _tenants() -> list[tuple[int, list[Json]]]:
                     [
                         ("Last token", oldest),
                         ("Expected an hour", f"{expected_hourly} and {oldest}"),
+                        ("Silence", f"{silence} and {oldest}"),
                         ("This month", f"{month} and {oldest}"),
                     ],
                     unit="short",
-                    what="The 20 tenants whose newest token is oldest, with the tokens an hour that are usual now.",
+                    what="The 20 tenants whose newest token is oldest, the tokens an hour that are expected now,"
+                    " and how unusual the silence is: 100 % is the limit of AgentidpTenantSilent.",
                     window=NOW,
                     overrides=[
                         override(
@@ -207,6 +207,7 @@ def _tenants() -> list[tuple[int, list[Json]]]:
                             custom__cellOptions={"type": "color-text"},
                         ),
                         override("Expected an hour", decimals=0),
+                        override("Silence", unit="percentunit", decimals=0),
                     ],
                     sort_by="Last token",
                 ),
@@ -218,8 +219,8 @@ def _tenants() -> list[tuple[int, list[Json]]]:
                         ("Active agents", f"{agents} and topk(20, {share})"),
                     ],
                     unit="short",
-                    what="Tenants with at least 100 tokens this month, by the share of their largest agent; over 80 %"
-                    " raises AgentidpAgentDominates.",
+                    what="Tenants with at least 100 tokens this month, by the share of their largest agent; a large"
+                    " one raises AgentidpAgentDominates.",
                     window="the calendar month so far",
                     overrides=[
                         override(

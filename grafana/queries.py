@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 ISSUED: Final = "agentidp_tenant_tokens_issued_total"
 FAILED: Final = "agentidp_tenant_token_failures_total"
@@ -10,9 +10,10 @@ ACTIVE_AGENTS: Final = "agentidp_tenant_active_agents"
 TOP_AGENT: Final = "agentidp_tenant_top_agent_ratio"
 LAST_ISSUED: Final = "agentidp_tenant_last_issued_timestamp_seconds"
 MONTH: Final = "agentidp_tenant_month_tokens"
-EXPECTED: Final = "tenant_id:agentidp_tenant_tokens_issued:rate_expected"
-RATE: Final = "tenant_id:agentidp_tenant_tokens_issued:rate5m"
-LIMIT: Final = "tenant_id:agentidp_tenant_tokens_issued:increase5m_limit"
+EXPECTED: Final = "agentidp_tenant_expected_tokens"
+SPIKE_SCORE: Final = "agentidp_tenant_spike_score"
+SILENCE_SCORE: Final = "agentidp_tenant_silence_score"
+TENANT_ALERTS: Final = "agentidp_tenant_alerts"
 
 JOB: Final = 'job=~"$job"'
 
@@ -41,9 +42,9 @@ def increase(metric: str, selector: str = JOB, window: str = "$__range", modifie
     return once(f"increase({metric}{{{selector}}}[{window}]{modifier})")
 
 
-def recorded(metric: str, selector: str = JOB) -> str:
-    """A series that a rule records every 5 minutes: seen for 15, so that one missed evaluation makes no hole."""
-    return f"last_over_time({metric}{{{selector}}}[15m])"
+def expected(bound: Literal["lower", "expected", "upper"], selector: str = JOB) -> str:
+    """Tokens that the detector expects in the current 5 minutes, or an end of the band around them, once."""
+    return gauge(EXPECTED, f'{selector}, bound="{bound}"')
 
 
 def by_tenant(expression: str) -> str:

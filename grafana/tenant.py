@@ -24,21 +24,20 @@ from grafana.panels import (
 )
 from grafana.queries import (
     ACTIVE_AGENTS,
-    EXPECTED,
     FAILED,
     ISSUED,
     JOB,
     LAST_ISSUED,
-    LIMIT,
     MONTH,
     NOW,
     RATE_WINDOW,
+    TENANT_ALERTS,
     TOP_AGENT,
+    expected,
     failure_ratio,
     gauge,
     increase,
     rate,
-    recorded,
 )
 
 _TENANT: Final = f'{JOB}, tenant_id="$tenant"'
@@ -114,12 +113,13 @@ def _against_last_week() -> Json:
         [
             (f"sum({rate(ISSUED, _TENANT)})", "now"),
             (f"sum({rate(ISSUED, _TENANT, modifier=' offset 1w')})", "a week ago"),
-            (f"sum({recorded(EXPECTED, _TENANT)})", "expected"),
-            (f"sum({recorded(LIMIT, _TENANT)}) / 300", "alert limit"),
+            (f"sum({expected('expected', _TENANT)}) / 300", "expected"),
+            (f"sum({expected('lower', _TENANT)}) / 300", "at least"),
+            (f"sum({expected('upper', _TENANT)}) / 300", "at most"),
         ],
         unit=TOKENS_PER_SECOND,
-        what="Expected: median of the same hour of the week in the last three weeks, of the last day until a week is"
-        " known. Above the limit for 5 minutes raises AgentidpTokenSpike; none in a tenant's first 26 hours.",
+        what="Expected, at least and at most: what the detector expects of each 5 minutes. Beyond them is unusual;"
+        " whether it is an alert, AgentidpTokenSpike or AgentidpTenantSilent, is decided on each agent too.",
         window=RATE_WINDOW,
         overrides=[
             override("a week ago", color={"fixedColor": "text", "mode": "fixed"}, custom__fillOpacity=0),
@@ -129,11 +129,14 @@ def _against_last_week() -> Json:
                 custom__lineStyle={"dash": [8, 8], "fill": "dash"},
                 custom__fillOpacity=0,
             ),
-            override(
-                "alert limit",
-                color={"fixedColor": "red", "mode": "fixed"},
-                custom__lineStyle={"dash": [2, 6], "fill": "dash"},
-                custom__fillOpacity=0,
+            *(
+                override(
+                    bound,
+                    color={"fixedColor": "red", "mode": "fixed"},
+                    custom__lineStyle={"dash": [2, 6], "fill": "dash"},
+                    custom__fillOpacity=0,
+                )
+                for bound in ("at least", "at most")
             ),
         ],
     )
@@ -161,7 +164,13 @@ def _lines() -> list[Json]:
             unit="percentunit",
             what="The largest agent's share of the month's tokens; starts over with each month.",
             window="the calendar month of each point",
-            limits=thresholds((0.8, "red")),
+        ),
+        timeseries(
+            "Alerts that last",
+            [(f"sum by (kind, severity) ({gauge(TENANT_ALERTS, _TENANT)})", "{{kind}}, {{severity}}")],
+            unit="short",
+            what="Alerts of the tenant by kind and severity. GET /api/v1/analytics/alerts has each of them.",
+            window=NOW,
         ),
     ]
 
@@ -210,7 +219,7 @@ def tenant(datasource_uid: str, datasource_name: str) -> Json:
                 ("Figures", [(4, _figures())]),
                 ("Trend", [(9, [trend, _against_last_week()])]),
                 ("Activity", [(10, [heatmap])]),
-                ("Agents and failures", [(8, _lines())]),
+                ("Agents, failures, alerts", [(8, _lines())]),
             ]
         ),
     )

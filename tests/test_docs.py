@@ -27,14 +27,19 @@ from query_api.auth.bearer_token import Reason
 from query_api.http.errors import STATUS_OF_CODE
 from query_api.openapi import openapi_document
 from query_api.settings import ApiSettings, Limits
-from tests.support.promql_names import published_names, recorded_names
+from tests.support.promql_names import COMING, OF_THE_PROCESS, published_names
 from tests.support.service import INGEST_TOKEN, ROOT, Service, clean_environment, request
 
 README: Final = (ROOT / "README.md").read_text()
 CONFIGURATION: Final = (ROOT / "docs" / "configuration.md").read_text()
 EVENTS: Final = (ROOT / "docs" / "events.md").read_text()
 OPERATIONS: Final = (ROOT / "docs" / "operations.md").read_text()
-PAGES: Final = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES: Final = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Commands that runbooks name and that do not exist yet, with their options. A test fails for each that exists: take it
+# out then.
+COMING_COMMANDS: Final = {"alerts": {"--tenant"}, "investigate": {"--tenant", "--agent"}}
+# Not metrics: external labels that the rules read.
+EXTERNAL_LABELS: Final = {"agentidp_runbooks", "agentidp_grafana"}
 EVERYTHING: Final = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 ROOMS: Final = ("clickhouse", "query_api", "exporter", "grafana", "tests", "docs", "bench", ".ci")
 KEYS: Final = {
@@ -138,8 +143,16 @@ def test_options_and_commands_that_pages_mention_exist() -> None:
         for language, content in blocks(text):
             for line in content.replace("\\\n", " ").splitlines() if language == "sh" else []:
                 for name, rest in re.findall(r"agentidp-analytics ([a-z]+)\b([^|>#]*)", line):
-                    options = {option for parameter in commands[name].params for option in parameter.opts}
+                    if name in COMING_COMMANDS:
+                        options = COMING_COMMANDS[name]
+                    else:
+                        options = {option for parameter in commands[name].params for option in parameter.opts}
                     assert set(re.findall(r"--[a-z-]+", rest)) <= options, (page, line)
+
+
+def test_what_is_coming_has_not_come() -> None:
+    assert COMING & published_names() == set()
+    assert set(COMING_COMMANDS) & set(cli.commands) == set()
 
 
 def test_every_metric_is_documented_with_its_type_and_labels(service: Service) -> None:
@@ -161,7 +174,7 @@ def test_every_metric_is_documented_with_its_type_and_labels(service: Service) -
 
 def test_no_page_names_a_metric_that_does_not_exist() -> None:
     documented = documented_metrics()
-    known = set(documented) | recorded_names() | {"agentidp_analytics", "job:agentidp_ingest:stalled"}
+    known = set(documented) | COMING | OF_THE_PROCESS | EXTERNAL_LABELS | {"agentidp_analytics"}
     for page, text in EVERYTHING.items():
         for name in re.findall(r"(?<![\w/:.*-])(?:[a-z_]+:)?agentidp_\w+(?::\w+)*", text):
             if not name.endswith("_"):

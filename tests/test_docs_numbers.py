@@ -36,7 +36,6 @@ from query_api.ingest.json_text import _MAX_DIGITS, _VALUES_A_CONTAINER, MAX_DEP
 from query_api.ingest.signatures import _FORM, WINDOW_SECONDS
 from query_api.ingest.sources import MIN_SECRET_LENGTH
 from query_api.settings import ApiSettings, Limits
-from tests.support.promql_names import rule_list
 from tests.support.service import ROOT
 
 WORDS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -92,8 +91,6 @@ COMMIT_SECONDS: Final = default(GroupCommit, "timeout")
 KEYS_HELD_HOURS: Final = default(KeySet, "stale_limit") / 3600
 SNAPSHOT_SECONDS: Final = default(Refresher, "max_age")
 BODY_VALUES: Final = LIMITS.events_per_request * VALUES_AN_EVENT
-ALERTS: Final = {rule["alert"]: rule for rule in rule_list() if "alert" in rule}
-DOMINATES: Final = ALERTS["AgentidpAgentDominates"]
 FLEET: Final = demo_fleet()
 TENANTS: Final = {agent.tenant_id for agent in FLEET.agents}
 
@@ -198,10 +195,7 @@ ROWS: Final = [
     ),
     row("docs/alerts.md", "its figures are older than {} minutes", SNAPSHOT_SECONDS / 60),
     row("README.md", "It serves {} days of made-up events of {} tenants", DAYS, WORDS[len(TENANTS)]),
-    row("README.md", "`agentidp_tenant_top_agent_ratio > {}`", re.findall(r"} ?\) > ([0-9.]+)", DOMINATES["expr"])[0]),
-    row("README.md", "an alert after {} minutes", DOMINATES["for"].removesuffix("m")),
     row("README.md", "`org-umbrella` has been silent for {} days", WORDS[FLEET.silent_for_days]),
-    row("README.md", "lists the {} [alerts]", WORDS[len(ALERTS)]),
     row("README.md", "for each (tenant, {} minutes)", SLOT_MINUTES),
     row("README.md", "costs what {} days of slots cost", DAYS_MAX),
     row("README.md", "reads the rollups every {} s", default(Refresher, "interval")),

@@ -19,6 +19,7 @@ START = END - 15 * 86400
 TIMES = [*range(START, END - 7200, 300), *range(END - 7200, END + 1, 15)]
 RECENT = [time for time in TIMES if time >= END - 7200]
 OFFICE_RATE = 0.1
+EXPECTED = 300  # tokens in 5 minutes
 STEADY = "globex:eu-1.prod"
 
 
@@ -63,10 +64,14 @@ def tenant_lines() -> Iterator[str]:
                 labels,
                 lambda time, silent=silent: time - silent,  # type: ignore[misc]
             )
-    # What the rules would have recorded; that they do is shown in exporter/rules/tests.
-    for tenant in rates:
-        for record in ("rate5m", "rate_expected", "increase5m_limit"):
-            yield from series(f"tenant_id:agentidp_tenant_tokens_issued:{record}", {"tenant_id": tenant}, lambda _: 2)
+            yield from series("agentidp_tenant_spike_score", labels, lambda _: 0.5)
+            yield from series("agentidp_tenant_silence_score", labels, lambda _: 0.5)
+            for bound, tokens in (("lower", 150), ("expected", EXPECTED), ("upper", 450)):
+                band = labels | {"bound": bound}
+                yield from series("agentidp_tenant_expected_tokens", band, lambda _, tokens=tokens: tokens)  # type: ignore[misc]
+            for kind in ("spike", "silence"):
+                found = labels | {"kind": kind, "severity": "page"}
+                yield from series("agentidp_tenant_alerts", found, lambda _: 1, RECENT)
 
 
 def service_lines() -> Iterator[str]:
@@ -168,6 +173,14 @@ def test_daily_bars_are_calendar_days(server: PrometheusServer) -> None:
 def test_two_exporters_do_not_double(server: PrometheusServer) -> None:
     (now,) = run(server.base_url, panel_query(server, "Rate now against the same hour last week", STEADY), END)
     assert float(now["values"][-1][1]) == pytest.approx(1, rel=0.02)
+    (dashboard,) = (one for one in load() if one["uid"] == "agentidp-tenant")
+    panel = [
+        query
+        for query in queries(dashboard, variable_values(server.base_url, dashboard, END, {"tenant": STEADY}))
+        if query.panel == "Rate now against the same hour last week" and 'bound="expected"' in query.expr
+    ]
+    (expected,) = run(server.base_url, panel[0], END)
+    assert float(expected["values"][-1][1]) == EXPECTED / 300
 
 
 def test_a_real_prometheus_evaluates_every_rule(server: PrometheusServer) -> None:
@@ -179,5 +192,8 @@ def test_a_real_prometheus_evaluates_every_rule(server: PrometheusServer) -> Non
 
 
 def test_the_example_configuration_notices_that_nothing_listens(server: PrometheusServer) -> None:
-    (alert,) = server.wait_for("an alert is pending", lambda now: now.alerts())
-    assert alert["labels"]["alertname"] == "AgentidpExporterDown"
+    expected = {("AgentidpExporterDown", "page"), ("AgentidpExporterDown", "ticket"), ("AgentidpWatchdog", "info")}
+    server.wait_for(
+        "these alerts and no others",
+        lambda now: {(a["labels"]["alertname"], a["labels"]["severity"]) for a in now.alerts()} == expected,
+    )

@@ -30,11 +30,11 @@ class PrometheusError(RuntimeError):
     """Prometheus or promtool is missing, did not start, or refused a request; the message holds what it said."""
 
 
-def program(name: str) -> str:
-    """The path of `prometheus` or `promtool`. Raises PrometheusError: a check that cannot run must not look passed."""
+def program(name: str, package: str = "prometheus") -> str:
+    """The path of a program. Raises PrometheusError: a check that cannot run must not look passed."""
     path = shutil.which(name)
     if path is None:
-        raise PrometheusError(f"{name} is not installed: apt-get install --no-install-recommends prometheus")
+        raise PrometheusError(f"{name} is not installed: apt-get install --no-install-recommends {package}")
     return path
 
 
@@ -100,7 +100,7 @@ def get(base_url: str, path: str, parameters: Mapping[str, str | float] | None =
 
 
 @contextmanager
-def prometheus(config: Path, data: Path) -> Iterator[PrometheusServer]:
+def prometheus(config: Path, data: Path, *options: str) -> Iterator[PrometheusServer]:
     """Runs Prometheus on `data` until the block is left."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -113,6 +113,7 @@ def prometheus(config: Path, data: Path) -> Iterator[PrometheusServer]:
         # What a test backfills may be of any year.
         "--storage.tsdb.retention.time=100y",
         f"--web.listen-address={address}",
+        *options,
     ]
     with log.open("w") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
@@ -139,21 +140,27 @@ def _is_ready(process: subprocess.Popen[bytes], base_url: str, log: Path) -> boo
         return False
 
 
-def quick_config(directory: Path, target: str, interval: str = "1s") -> Path:
-    """A copy of grafana/prometheus.yml and its rules with another target and one interval for all; returns its path.
+def quick_config(directory: Path, *targets: str, interval: str = "1s", more: Json | None = None) -> Path:
+    """A copy of grafana/prometheus.yml and its rules with other targets and one interval for all; returns its path.
 
-    Only intervals change, so what a test sees here is what the example configuration does, sooner.
+    Only intervals change, so what a test sees here is what the example configuration does, sooner. `more` are further
+    sections of the configuration; settings in its `global` are added.
     """
     config = yaml.safe_load(EXAMPLE_CONFIG.read_text())
+    more = more or {}
+    config = config | more | {"global": config["global"] | more.get("global", {})}
     config["global"] |= {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval}
     for job in config["scrape_configs"]:
         job.pop("scrape_interval", None)
-        job["static_configs"] = [{"targets": [target]}]
+        job["static_configs"] = [{"targets": list(targets)}]
     config["rule_files"] = []
     for rules in sorted(RULES.glob("*.yml")):
         content = yaml.safe_load(rules.read_text())
         for group in content["groups"]:
             group["interval"] = interval
+            for rule in group["rules"]:
+                # Both only wait; that they wait for as long as they say is shown in exporter/rules/tests.
+                rule |= {key: interval for key in ("for", "keep_firing_for") if key in rule}
         copy = directory / rules.name
         copy.write_text(yaml.safe_dump(content, sort_keys=False))
         config["rule_files"].append(str(copy))

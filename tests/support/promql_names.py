@@ -11,11 +11,34 @@ from prometheus_client import CollectorRegistry
 from clickhouse.metrics import StoreMetrics
 from exporter.families import FAMILIES
 from exporter.metrics import ExporterMetrics
+from query_api.auth.jwks import count_fetches
 from query_api.metrics import ApiMetrics
 from tests.support.prometheus_server import RULES
 
 # Made by Prometheus itself.
 BUILT_IN: Final = frozenset({"up", "ALERTS"})
+# By prometheus-client in every process.
+OF_THE_PROCESS: Final = frozenset({"process_start_time_seconds"})
+# What rules and dashboards ask for and no code publishes yet. A test fails for each that has come: take it out then.
+COMING: Final = frozenset(
+    {
+        "agentidp_tenant_alerts",
+        "agentidp_tenant_expected_tokens",
+        "agentidp_tenant_silence_score",
+        "agentidp_tenant_spike_score",
+        "agentidp_analytics_certificate_expiry_timestamp_seconds",
+        "agentidp_analytics_detection_duration_seconds",
+        "agentidp_analytics_detection_failures_total",
+        "agentidp_analytics_detection_last_success_timestamp_seconds",
+        "agentidp_analytics_reload_last_success_timestamp_seconds",
+        "agentidp_analytics_reload_successful",
+        "agentidp_analytics_retention_last_success_timestamp_seconds",
+        "agentidp_analytics_store_bytes",
+        "agentidp_analytics_store_free_bytes",
+        "agentidp_analytics_store_parts",
+    }
+)
+KNOWN_ELSEWHERE: Final = BUILT_IN | OF_THE_PROCESS | COMING
 _STRINGS: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LABEL_LISTS: Final = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^()]*\)")
 _RANGES: Final = re.compile(r"\[[^\]]*\]")
@@ -49,16 +72,12 @@ def published_names() -> set[str]:
     StoreMetrics(registry)
     ApiMetrics(registry)
     ExporterMetrics(registry, "0")
+    count_fetches(registry)
     own = {family.name + suffix for family in registry.collect() for suffix in _SUFFIXES[family.type]}
     return own | {family.sample_name for family in FAMILIES}
 
 
 def rule_list() -> list[dict[str, Any]]:
-    """Every recording and alert rule in exporter/rules."""
+    """Every rule in exporter/rules."""
     files = sorted(RULES.glob("*.yml"))
     return [rule for file in files for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]]
-
-
-def recorded_names() -> set[str]:
-    """Every series that a rule records."""
-    return {rule["record"] for rule in rule_list() if "record" in rule}
