@@ -8,10 +8,11 @@ import logging
 import resource
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import click
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -19,6 +20,9 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from agentidp_analytics.settings import Settings
 from clickhouse.commit import GroupCommit
 from clickhouse.daily import DailyRound
+from clickhouse.detection.detector import BIN
+from clickhouse.errors import StoreError
+from clickhouse.metrics import StoreMetrics
 from clickhouse.open_store import open_store
 from clickhouse.sharded import ShardedStore
 from clickhouse.store import Store
@@ -141,6 +145,8 @@ async def _start_api(
         sources=files.sources,
         verifier=verifier,
         questions=store.queries(settings.api.query_seconds),
+        alerts=store.alerts(),
+        details=store.agent_details(settings.api.query_seconds),
         event_writer=commit,
         readiness=Ready((store, commit)),
         registry=registry,
@@ -154,6 +160,7 @@ async def _start_api(
     scheme = "https" if settings.api.tls_cert else "http"
     logger.info("query API and ingest at %s://%s", scheme, authority(settings.api.host, port))
     in_background(stack, _every_day(store.daily(settings.retention_days)))
+    in_background(stack, _every_five_minutes(store.detector(), store.metrics))
 
 
 class Ready(NamedTuple):
@@ -218,6 +225,37 @@ async def _every_day(daily: DailyRound) -> None:
             logger.exception("the daily round failed and is tried again tomorrow")
         await asyncio.sleep(daily.seconds_until_next())
         work = daily.run
+
+
+class Detects(Protocol):
+    """What finds alerts."""
+
+    def tick(self) -> None: ...
+
+
+# From the end of a bin to the round that judges it: by then its events are in the rollups.
+_DETECTION_DELAY: Final = 20.0
+
+
+async def _every_five_minutes(detector: Detects, metrics: StoreMetrics) -> None:
+    """At once, which makes up for the time that the service was away, and then after each bin."""
+    while True:
+        started = time.time()
+        try:
+            await asyncio.to_thread(detector.tick)
+        except Exception as error:  # whatever it was, the next round must come
+            metrics.detection_failures.inc()
+            expected = isinstance(error, StoreError)
+            logger.log(
+                logging.WARNING if expected else logging.ERROR,
+                "detection failed and is tried again in a few minutes: %s",
+                error,
+                exc_info=None if expected else error,
+            )
+        else:
+            metrics.detection_last_success.set(time.time())
+            metrics.detection_seconds.set(time.time() - started)
+        await asyncio.sleep(BIN - (time.time() - _DETECTION_DELAY) % BIN)
 
 
 async def until_signalled() -> None:

@@ -24,6 +24,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from clickhouse.fleet import Fleet
+from clickhouse.watch import Watch
 from exporter.counters import TenantCounters
 from exporter.exposition import Exposition
 from exporter.families import FAMILIES
@@ -38,6 +39,9 @@ PROMETHEUS_3 = (
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
 SCRAPES = 20
+
+
+_NO_WATCH = Watch()
 
 
 class Tenants:
@@ -63,6 +67,10 @@ class Tenants:
             published=[True] * len(base),
             present=[True] * len(base),
         )
+
+    def watch(self) -> Watch:
+        """Nothing was judged."""
+        return _NO_WATCH
 
     def record(self, fleet: Fleet, newly_published: Sequence[str], other: tuple[int, int] | None) -> None:
         """Nothing to remember."""

@@ -54,7 +54,8 @@ class Alert:
             case "new_network":
                 return f"{agent} was issued {observed} tokens from {self.detail}, which it never used before"
             case "failures":
-                return f"{self.observed:.0%} of the token requests of agent {self.agent_id} fail, where {self.expected:.0%} is usual"
+                shares = f"{self.observed:.0%} of its token requests, where {self.expected:.0%} is usual"
+                return f"{agent} fails in {shares}"
             case "waste":
                 return (
                     f"{agent} was issued {observed} tokens in five minutes while it still held fresh ones of the same "

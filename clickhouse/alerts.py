@@ -25,7 +25,8 @@ FROM
     SELECT tenant_id, kind, agent_id, any({_QUIET}) AS quiet,
         arrayJoin(arraySplit(
             (row, pause) -> pause > quiet, arraySort(groupArray(
-                (toUnixTimestamp(bin), (transform(severity, ['page', 'ticket'], [2, 1], 0), score, observed, expected, detail)))
+                (toUnixTimestamp(bin),
+                    (transform(severity, ['page', 'ticket'], [2, 1], 0), score, observed, expected, detail)))
             ) AS rows, arrayDifference(rows.1))) AS episode,
         episode[1].1 AS first, episode[-1].1 AS last, arrayMax(episode.2) AS worst
     FROM verdicts FINAL

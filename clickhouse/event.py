@@ -26,7 +26,7 @@ _RFC3339: Final = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
@@ -140,7 +140,7 @@ def _event_id(field: object) -> str:
 
 def _agent_id(field: object) -> str:
     text = _event_id(field)
-    if _CONTROL.search(text):
+    if CONTROL_CHARACTERS.search(text):
         raise _Refused("control_character", "must have no control characters")
     return text
 

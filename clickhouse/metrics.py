@@ -72,6 +72,21 @@ class StoreMetrics:
             "15-minute slots with events that the rollups do not have yet; they are answered from raw events.",
             registry=registry,
         ).set_function(dirty_slots)
+        self.detection_last_success = LateGauge(
+            "agentidp_analytics_detection_last_success_timestamp_seconds",
+            "When the detector last ended a round (Unix time).",
+            registry=registry,
+        )
+        self.detection_seconds = LateGauge(
+            "agentidp_analytics_detection_duration_seconds",
+            "Time of the detector's last round.",
+            registry=registry,
+        )
+        self.detection_failures = Counter(
+            "agentidp_analytics_detection_failures",
+            "Rounds of the detector that the store did not answer; alerts stay as they were.",
+            registry=registry,
+        )
         self.verify_differences = LateGauge(
             "agentidp_analytics_verify_differences",
             "Tenant-days of the last daily check whose rollups differ from a recount of the raw events.",

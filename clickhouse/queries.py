@@ -83,7 +83,7 @@ _AGENTS: Final = _Question.over(
 _ALL: Final = 2**32 - 1
 _BEYOND_ANY_COUNT: Final = 2**64 - 1
 
-_TENANT_TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day")
+_TENANT_TABLES: Final = ("events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day", "verdicts")
 
 
 class Queries:

@@ -8,9 +8,13 @@ from dataclasses import fields
 from datetime import date, datetime
 from typing import Any, Self, TypeVar
 
+from clickhouse.agent_detail import AgentDetail, AgentDetails
+from clickhouse.alert import Alert
+from clickhouse.alerts import Alerts
 from clickhouse.audit import Report
 from clickhouse.cluster import shard_of
 from clickhouse.daily import DailyRound
+from clickhouse.detection.detector import Detector
 from clickhouse.errors import StoreError
 from clickhouse.event import Event
 from clickhouse.failover import Followers
@@ -22,6 +26,7 @@ from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 from clickhouse.totals import Totals
 from clickhouse.upkeep import Upkeep
+from clickhouse.watch import Watch, merged
 from clickhouse.writer import Writer
 
 _Result = TypeVar("_Result")
@@ -129,12 +134,58 @@ class ShardedQueries:
         return self._shards[shard_of(str(tenant), len(self._shards))]
 
 
+class ShardedAlerts:
+    """The alerts of a tenant from its shard, or of all."""
+
+    def __init__(self, shards: Sequence[Alerts]) -> None:
+        self._shards = shards
+
+    def of_tenant(self, tenant: TenantId, since: int, now: int) -> list[Alert]:
+        """As Alerts.of_tenant."""
+        return self._shards[shard_of(str(tenant), len(self._shards))].of_tenant(tenant, since, now)
+
+    def of_all(self, since: int, now: int) -> list[Alert]:
+        """As Alerts.of_all."""
+        found = [alert for alerts in self._shards for alert in alerts.of_all(since, now)]
+        return sorted(found, key=lambda alert: (-alert.since, alert.id))
+
+
+class ShardedAgentDetails:
+    """An agent's detail, from the shard of its tenant."""
+
+    def __init__(self, shards: Sequence[AgentDetails]) -> None:
+        self._shards = shards
+
+    def of(self, tenant: TenantId, agent: str, now: datetime, days: int) -> AgentDetail | None:
+        """As AgentDetails.of."""
+        return self._shards[shard_of(str(tenant), len(self._shards))].of(tenant, agent, now, days)
+
+
+class ShardedDetector:
+    """The detectors of all shards, one after the other."""
+
+    def __init__(self, shards: Sequence[Detector]) -> None:
+        self._shards = shards
+
+    def tick(self) -> None:
+        """As Detector.tick. Raises the first StoreError, after all shards had their turn."""
+        errors: list[StoreError] = []
+        for detector in self._shards:
+            try:
+                detector.tick()
+            except StoreError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+
 class ShardedTotals:
     """All tenants of all shards, in the order of their ids; the first shard remembers what is shown of `OTHER`."""
 
     def __init__(self, shards: Sequence[Totals], threads: ThreadPoolExecutor) -> None:
         self._shards = shards
         self._threads = threads
+        self._watches: tuple[list[Watch], Watch] | None = None
 
     def read(self) -> Fleet:
         """As Totals.read. Raises StoreError if one shard does: without its tenants the fleet would have shrunk."""
@@ -146,6 +197,13 @@ class ShardedTotals:
             if entry.name != "other"
         }
         return Fleet(**columns, other=fleets[0].other)
+
+    def watch(self) -> Watch:
+        """As Totals.watch."""
+        parts = [totals.watch() for totals in self._shards]
+        if self._watches is None or any(now is not then for now, then in zip(parts, self._watches[0], strict=True)):
+            self._watches = (parts, merged(parts))
+        return self._watches[1]
 
     def record(self, fleet: Fleet, newly_published: Collection[str] = (), other: tuple[int, int] | None = None) -> None:
         """As Totals.record."""
@@ -182,6 +240,18 @@ class ShardedStore:
     def totals(self) -> ShardedTotals:
         """As Store.totals."""
         return ShardedTotals([shard.totals() for shard in self.shards], self._threads)
+
+    def alerts(self) -> ShardedAlerts:
+        """As Store.alerts."""
+        return ShardedAlerts([shard.alerts() for shard in self.shards])
+
+    def agent_details(self, seconds: float = 30.0) -> ShardedAgentDetails:
+        """As Store.agent_details."""
+        return ShardedAgentDetails([shard.agent_details(seconds) for shard in self.shards])
+
+    def detector(self) -> ShardedDetector:
+        """As Store.detector."""
+        return ShardedDetector([shard.detector() for shard in self.shards])
 
     def daily(self, retention_days: int | None) -> DailyRound:
         """As Store.daily."""

@@ -10,10 +10,13 @@ from typing import Self
 from prometheus_client import CollectorRegistry
 
 from clickhouse import schema
+from clickhouse.agent_detail import AgentDetails
+from clickhouse.alerts import Alerts
 from clickhouse.audit import Report, verify
 from clickhouse.connection import Connection
 from clickhouse.counters_file import CountersFile
 from clickhouse.daily import DailyRound
+from clickhouse.detection.detector import Detector
 from clickhouse.export import export
 from clickhouse.marks import Segments
 from clickhouse.metrics import StoreMetrics
@@ -53,6 +56,18 @@ class Store:
         """All tenants' figures, remembered beside an embedded store too. Raises StoreSetupError if that cannot be."""
         path = self.connection.counters_file
         return Totals(self.connection, clock=self._clock, counters_file=CountersFile(path) if path else None)
+
+    def alerts(self) -> Alerts:
+        """What the detector has found."""
+        return Alerts(self.connection)
+
+    def agent_details(self, seconds: float = 30.0) -> AgentDetails:
+        """One agent, closely; the engine ends a statement after `seconds`."""
+        return AgentDetails(self.connection, seconds)
+
+    def detector(self) -> Detector:
+        """The detector; one thread of a process may use it."""
+        return Detector(self.connection, clock=self._clock)
 
     def daily(self, retention_days: int | None) -> DailyRound:
         """What is done every night; `retention_days` None keeps all."""

@@ -11,6 +11,7 @@ from typing import Final
 from clickhouse.connection import Connection
 from clickhouse.counters_file import CountersFile
 from clickhouse.fleet import OTHER, Fleet
+from clickhouse.watch import Watch, WatchReader
 
 # Only rollups: a refresh must cost what the tenants cost, not what their events of the last minutes cost. A slot
 # that is still dirty is in the next refresh.
@@ -69,6 +70,7 @@ class Totals:
         self._clock = clock
         self._file = counters_file
         self._recorded: dict[str, tuple[int, int]] = {}  # what the store remembers, as of the last `read`
+        self._watch = WatchReader(connection, clock)
         self._last = Fleet()
         self._last_of: tuple[int, dict[str, int]] | None = None  # state of the store and the calendar that it shows
 
@@ -109,6 +111,10 @@ class Totals:
             present=[bool(flag) for flag in present],
         )
         return _without_other(fleet, in_file.get(OTHER))
+
+    def watch(self) -> Watch:
+        """What the detector says of all tenants; the same object while it says the same."""
+        return self._watch.read()
 
     def record(self, fleet: Fleet, newly_published: Sequence[str] = (), other: tuple[int, int] | None = None) -> None:
         """Remembers what is going to be shown of `fleet`, the last one read.

@@ -9,9 +9,9 @@ event loop from the interpreter lock for long.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 from typing import Final
 
 from isal import isal_zlib
@@ -73,14 +73,22 @@ class Exposition:
         self._samples = [(family, _FamilyLines(family)) for family in FAMILIES]
         self._metadata = {format_: [Piece.of(metadata(family, format_)) for family in FAMILIES] for format_ in Format}
 
-    def render(self, fleet: PublishedFleet) -> dict[Format, Body]:
-        """The bodies of all families for `fleet`; the `# EOF` of OpenMetrics comes with what follows them."""
+    def render(self, fleet: PublishedFleet, more: Mapping[Format, Sequence[Piece]] | None = None) -> dict[Format, Body]:
+        """The bodies of all families for `fleet`, and `more` families after them.
+
+        The `# EOF` of OpenMetrics comes with what follows them.
+        """
         samples = [
             list(lines.render(*_with_samples(fleet.tenant_id, getattr(fleet, family.column))))
             for family, lines in self._samples
         ]
         return {
-            format_: Body(piece for first, rest in zip(pieces, samples, strict=True) for piece in (first, *rest))
+            format_: Body(
+                chain(
+                    (piece for first, rest in zip(pieces, samples, strict=True) for piece in (first, *rest)),
+                    more[format_] if more else (),
+                )
+            )
             for format_, pieces in self._metadata.items()
         }
 

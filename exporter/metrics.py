@@ -11,6 +11,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from exporter.families import FAMILIES
 from exporter.negotiation import Format
+from exporter.watch_lines import WATCH_FAMILIES
 
 
 class ExporterMetrics:
@@ -62,7 +63,7 @@ def render_registry(registry: CollectorRegistry, format_: Format) -> bytes:
 
 def require_no_tenant_family(registry: CollectorRegistry) -> None:
     """Raises ValueError if `registry` has a family that the tenant series bring too: scrapes would be rejected."""
-    taken = {family.name for family in FAMILIES} & {metric.name for metric in registry.collect()}
+    taken = {family.name for family in (*FAMILIES, *WATCH_FAMILIES)} & {metric.name for metric in registry.collect()}
     if taken:
         raise ValueError(f"the registry may not have metrics of the tenant families: {', '.join(sorted(taken))}")
 

@@ -14,11 +14,13 @@ from typing import Final, Protocol
 
 from clickhouse.errors import StoreError
 from clickhouse.fleet import OTHER, Fleet
+from clickhouse.watch import Watch
 from exporter.counters import PublishedFleet, TenantCounters
 from exporter.exposition import Exposition
 from exporter.metrics import ExporterMetrics
 from exporter.settings import ExporterSettings
 from exporter.snapshot import Snapshot
+from exporter.watch_lines import WatchLines
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ _STOP_SECONDS: Final = 10.0
 
 
 class FleetSource(Protocol):
-    """The store, as the exporter sees it. Both calls block, come from one thread and raise `StoreError`."""
+    """The store, as the exporter sees it. All calls block, come from one thread and raise `StoreError`."""
 
     def read(self) -> Fleet:
         """All tenants now."""
@@ -36,6 +38,9 @@ class FleetSource(Protocol):
         """Remembers for good what is going to be shown of the last fleet read: whose true counters from now on
         (`Fleet.published`), and what of `OTHER`.
         """
+
+    def watch(self) -> Watch:
+        """What the detector says; the same object while it says the same."""
 
 
 class Refresher:
@@ -66,6 +71,7 @@ class Refresher:
         self._source = source
         self._counters = TenantCounters(max_tenants=max_tenants, zero_hold=zero_hold)
         self._exposition = Exposition()
+        self._watch_lines = WatchLines()
         self._interval = interval
         self._max_age = max_age
         self._clock = clock
@@ -163,7 +169,8 @@ class Refresher:
         self._source.record(fleet, [t for t in releasable if t != OTHER], self._counters.other(releasable))
         self._counters.release(releasable)
         published = self._counters.publish()
-        return Snapshot(now, self._exposition.render(published), published.held_at_zero), published
+        more = self._watch_lines.render(self._source.watch(), published.tenant_id, (OTHER,))
+        return Snapshot(now, self._exposition.render(published, more), published.held_at_zero), published
 
     def _log_change(self, error: Exception | None) -> None:
         """One line when refreshing starts to fail, when the reason changes and when it works again."""

@@ -10,15 +10,22 @@ from typing import Any, Protocol, TypeVar
 
 from aiohttp import web
 
+from clickhouse.alert_json import alert_body, detail_body
 from clickhouse.tenant import TenantId
 from query_api.auth.verifier import Principal
 from query_api.fair_queue import FairQueue, QueueFullError
-from query_api.http.errors import invalid, rate_limited, unavailable
-from query_api.http.parameters import Place, days_parameter, page_parameters
+from query_api.http.errors import invalid, not_found, rate_limited, unavailable
+from query_api.http.parameters import (
+    Place,
+    agent_parameters,
+    alert_days_parameter,
+    days_parameter,
+    page_parameters,
+)
 from query_api.http.request_context import RequestContext
 from query_api.http.responses import body_answer, json_answer, json_bytes
 from query_api.metrics import ApiMetrics
-from query_api.ports import Questions
+from query_api.ports import AlertSource, DetailSource, Questions
 from query_api.rate_limit import TokenBuckets, rate_limit_headers
 from query_api.settings import ApiSettings
 
@@ -42,6 +49,8 @@ class Analytics:
         *,
         verifier: TokenVerifier,
         questions: Questions,
+        alerts: AlertSource,
+        details: DetailSource,
         metrics: ApiMetrics,
         clock: Callable[[], float],
         timer: Callable[[], float],
@@ -50,6 +59,8 @@ class Analytics:
         limits = settings.limits
         self._verifier = verifier
         self._questions = questions
+        self._alerts = alerts
+        self._details = details
         self._metrics = metrics
         self._clock = clock
         self._threads = threads
@@ -100,6 +111,25 @@ class Analytics:
             # Relative (RFC 8288 section 3.1), so that it holds behind any host name and path prefix.
             headers |= {"Link": f'<?limit={page.limit}&after={following}>; rel="next"'}
         return body_answer(body, headers=headers)
+
+    async def alerts(self, context: RequestContext) -> web.Response:
+        """GET /api/v1/analytics/alerts."""
+        tenant, headers = await self._tenant_of(context)
+        days = alert_days_parameter(context.request)
+        now = int(self._clock())
+        found = await self._run_query(tenant, headers, lambda: self._alerts.of_tenant(tenant, now - days * 86_400, now))
+        data = [alert_body(alert) for alert in found]
+        return json_answer({"tenantId": tenant, "days": days, "data": data}, headers=headers)
+
+    async def agent_detail(self, context: RequestContext) -> web.Response:
+        """GET /api/v1/analytics/agents/detail."""
+        tenant, headers = await self._tenant_of(context)
+        agent, days = agent_parameters(context.request)
+        now = self._now()
+        detail = await self._run_query(tenant, headers, lambda: self._details.of(tenant, agent, now, days))
+        if detail is None:
+            raise not_found("The tenant never had this agent.")
+        return json_answer(detail_body(tenant, agent, days, detail), headers=headers)
 
     async def _tenant_of(self, context: RequestContext) -> tuple[TenantId, dict[str, str]]:
         """The tenant that asks, and the headers that tell it what it may still ask.

@@ -25,7 +25,7 @@ from query_api.ingest.handler import Ingest
 from query_api.ingest.sources import SourceTokens
 from query_api.metrics import ApiMetrics, known_method
 from query_api.openapi import OpenApi
-from query_api.ports import EventWriter, Questions, Readiness
+from query_api.ports import AlertSource, DetailSource, EventWriter, Questions, Readiness
 from query_api.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,8 @@ def build_app(
     sources: SourceTokens | None,
     verifier: TokenVerifier,
     questions: Questions,
+    alerts: AlertSource,
+    details: DetailSource,
     event_writer: EventWriter,
     readiness: Readiness,
     registry: CollectorRegistry,
@@ -203,6 +205,8 @@ def build_app(
         settings,
         verifier=verifier,
         questions=questions,
+        alerts=alerts,
+        details=details,
         metrics=metrics,
         clock=clock,
         timer=timer,
@@ -221,6 +225,8 @@ def build_app(
         "/api/v1/analytics/tokens": _get(analytics.tokens),
         "/api/v1/analytics/agents/activity": _get(analytics.activity),
         "/api/v1/analytics/agents": _get(analytics.agents),
+        "/api/v1/analytics/agents/detail": _get(analytics.agent_detail),
+        "/api/v1/analytics/alerts": _get(analytics.alerts),
         "/api/v1/events": {"POST": ingest},
         "/healthz": _get(health.healthz),
         "/readyz": _get(health.readyz),

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from clickhouse.agent_detail import MOST
+from clickhouse.alert import KINDS, SEVERITIES
 from query_api.http.errors import STATUS_OF_CODE
-from query_api.http.parameters import AGENTS_MAX, DAYS_DEFAULT, DAYS_MAX
+from query_api.http.parameters import AGENTS_MAX, ALERT_DAYS_DEFAULT, DAYS_DEFAULT, DAYS_MAX
 from query_api.http.request_context import RequestContext
 from query_api.http.responses import body_answer, json_bytes
 from query_api.ingest.formats import FORMATS
@@ -39,6 +41,13 @@ def _ref(name: str) -> _Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_MOMENT: Final[_Schema] = {"type": "string", "format": "date-time"}
+_USED: Final = {
+    **_list_of(
+        _exactly(value={"type": "string"}, count={"type": "integer", "minimum": 1}, firstSeen=_MOMENT, lastSeen=_MOMENT)
+    ),
+    "maxItems": MOST,
+}
 _EVENT: Final[_Schema] = {
     "type": "object",
     "description": "One token issued or refused. Unknown fields are ignored.",
@@ -107,6 +116,46 @@ SCHEMAS: Final[Mapping[str, _Schema]] = {
         month={"type": "string", "pattern": "^[0-9]{4}-(0[1-9]|1[0-2])$"},
         data=_list_of(_exactly(agentId=_IDENTIFIER, tokenCount={"type": "integer", "minimum": 1})),
     ),
+    "Alerts": _exactly(
+        tenantId=_TENANT_ID,
+        days={"type": "integer", "minimum": 1, "maximum": DAYS_MAX},
+        data=_list_of(
+            _exactly(
+                id={"type": "string", "description": "The same at every look."},
+                kind={"enum": list(KINDS)},
+                severity={"enum": list(SEVERITIES)},
+                agentId={"type": ["string", "null"], "description": "null: of the whole tenant."},
+                since=_MOMENT,
+                until={**_MOMENT, "type": ["string", "null"], "description": "null while it lasts."},
+                score={"type": "number", "description": "Above the threshold is over the limit."},
+                threshold={"type": "number"},
+                observed={"type": "number"},
+                expected={"type": "number"},
+                message={"type": "string", "description": "What happened, in one sentence."},
+            )
+        ),
+    ),
+    "AgentDetail": _exactly(
+        tenantId=_TENANT_ID,
+        agentId=_IDENTIFIER,
+        days={"type": "integer", "minimum": 1, "maximum": DAYS_MAX},
+        firstSeen=_MOMENT,
+        lastSeen=_MOMENT,
+        issued=_COUNT,
+        failures=_COUNT,
+        outstanding={**_COUNT, "type": ["integer", "null"], "description": "Tokens not yet expired."},
+        wasted={
+            "type": ["number", "null"],
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Share issued while an earlier one of the same scope had over half its lifetime left.",
+        },
+        data=_list_of(_exactly(date={"type": "string", "format": "date"}, count=_COUNT, failures=_COUNT)),
+        networks=_USED,
+        userAgents=_USED,
+        grantTypes=_USED,
+        scopes=_USED,
+    ),
     "Accepted": _exactly(
         accepted=_COUNT,
         rejected=_list_of(
@@ -125,6 +174,7 @@ SCHEMAS: Final[Mapping[str, _Schema]] = {
 _ERRORS: Final[Mapping[int, str]] = {
     400: "The request is wrong; details say where.",
     401: "No valid bearer token (RFC 6750).",
+    404: "The tenant never had this agent.",
     403: "The token lacks the scope or the tenant claim, or ingest is off.",
     413: "The body, as sent or unpacked, or the number of events is beyond the limit.",
     415: "The media type or the content coding is not one of those listed.",
@@ -196,6 +246,19 @@ _DAYS: Final[_Schema] = {
     "description": "Calendar days (UTC), ending today.",
     "schema": {"type": "integer", "minimum": 1, "maximum": DAYS_MAX, "default": DAYS_DEFAULT},
 }
+_ALERT_DAYS: Final[_Schema] = {
+    "name": "days",
+    "in": "query",
+    "description": "Alerts that lasted at any time of so many days before now.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": DAYS_MAX, "default": ALERT_DAYS_DEFAULT},
+}
+_AGENT: Final[_Schema] = {
+    "name": "agent",
+    "in": "query",
+    "required": True,
+    "description": "The agent that is asked about.",
+    "schema": _IDENTIFIER,
+}
 _LIMIT: Final[_Schema] = {
     "name": "limit",
     "in": "query",
@@ -217,10 +280,10 @@ _SIGNATURE: Final[_Schema] = {
 _QUESTION_ERRORS: Final = (400, 401, 403, 429, 500, 503)
 
 
-def _question(name: str, summary: str, schema: str, *parameters: _Schema) -> _Schema:
-    return _readable(
-        _operation(name, summary, schema, errors=_QUESTION_ERRORS, security="accessToken", parameters=parameters)
-    )
+def _question(
+    name: str, summary: str, schema: str, *parameters: _Schema, errors: tuple[int, ...] = _QUESTION_ERRORS
+) -> _Schema:
+    return _readable(_operation(name, summary, schema, errors=errors, security="accessToken", parameters=parameters))
 
 
 def _ingest() -> _Schema:
@@ -269,6 +332,17 @@ def openapi_document() -> _Schema:
                 "Agents",
                 _LIMIT,
                 _AFTER,
+            ),
+            "/api/v1/analytics/agents/detail": _question(
+                "agentDetail",
+                "One agent, closely: its days, networks, user agents, grant types and scopes.",
+                "AgentDetail",
+                _AGENT,
+                _DAYS,
+                errors=(400, 401, 403, 404, 429, 500, 503),
+            ),
+            "/api/v1/analytics/alerts": _question(
+                "alerts", "What is or was unusual, newest first.", "Alerts", _ALERT_DAYS
             ),
             "/api/v1/events": _ingest(),
             "/healthz": _readable(_operation("healthz", "Whether the process lives.", "Status", errors=(500,))),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import Protocol
 
+from clickhouse.agent_detail import AgentDetail
+from clickhouse.alert import Alert
 from clickhouse.event import Event
 from clickhouse.tenant import TenantId
 
@@ -26,6 +28,22 @@ class Questions(Protocol):
 
         At most `limit`, beginning after the pair `after` (None: with the largest).
         """
+        ...
+
+
+class AlertSource(Protocol):
+    """What the detector has found. Blocks, and raises clickhouse.errors.StoreUnavailableError."""
+
+    def of_tenant(self, tenant: TenantId, since: int, now: int) -> list[Alert]:
+        """The alerts that lasted at `since` or began later (Unix seconds), newest first."""
+        ...
+
+
+class DetailSource(Protocol):
+    """One agent, closely. Blocks, and raises clickhouse.errors.StoreUnavailableError."""
+
+    def of(self, tenant: TenantId, agent: str, now: datetime, days: int) -> AgentDetail | None:
+        """The `days` UTC days that end with today; None for an agent that the tenant never had."""
         ...
 
 

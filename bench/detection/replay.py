@@ -42,7 +42,7 @@ def replay(*, traces: Path | None, events: Path | None, progress: Callable[[str]
                 first, last = _load_events(store, events, progress)
             else:
                 raise ValueError("neither counts nor events were given")
-            detector = Detector(store.connection)
+            detector = Detector(store.connection, recount_seconds=0)
             start = min(first // DAY * DAY + WARM_UP_DAYS * DAY, last)
             for day in range(start, last, DAY):
                 detector.judge(day, min(day + DAY, last))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from clickhouse.connection import Connection
-from clickhouse.detection.history import DAY, HOUR, IN_THE_BACKGROUND, History
+from clickhouse.detection.history import DAY, HOUR, IN_THE_BACKGROUND, RECOUNT_SECONDS, History
 from clickhouse.detection.progress import Progress
 from clickhouse.detection.statements import statement
 
@@ -38,11 +38,18 @@ _WITHDRAW: Final = statement("withdraw")
 class Detector:
     """Of one store. One thread at a time; `clock` gives Unix seconds. Every method raises StoreError."""
 
-    def __init__(self, connection: Connection, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        clock: Callable[[], float] = time.time,
+        recount_seconds: float = RECOUNT_SECONDS,
+    ) -> None:
+        """`recount_seconds`: see History."""
         self._connection = connection
         self._clock = clock
         self._progress = Progress(connection)
-        self._history = History(connection, self._progress)
+        self._history = History(connection, self._progress, recount_seconds)
 
     def tick(self) -> None:
         """Judges the bins that are over; those of the last hour again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from clickhouse.connection import Connection
@@ -32,7 +32,7 @@ ORDER BY hour"""
 
 # A recount takes its generation before it reads, and its rows are there when it ends: rows with a lower one than those
 # seen may still come for this long.
-_MARGIN_NS: Final = 600 * 10**9
+RECOUNT_SECONDS: Final = 600.0
 # Of one statement, which bounds its memory.
 _HOURS_AT_ONCE: Final = 24
 # What an hour changes in others: windows of its tokens end in the next one, silences for days, spreads for 60 hours.
@@ -42,10 +42,11 @@ _SPREAD_HOURS: Final = 60
 class History:
     """Brings the detector's tables up to an hour. One thread at a time; every method raises StoreError."""
 
-    def __init__(self, connection: Connection, progress: Progress, say: Callable[[str], None] = logger.info) -> None:
+    def __init__(self, connection: Connection, progress: Progress, recount_seconds: float = RECOUNT_SECONDS) -> None:
+        """`recount_seconds`: how long a recount may be under way; 0 if nobody writes meanwhile."""
         self._connection = connection
         self._progress = progress
-        self._say = say
+        self._margin_ns = int(recount_seconds * 1e9)
 
     def bring_to(self, hour: int) -> None:
         """Makes all that the bins of the hour that starts at `hour` (Unix seconds) are compared with.
@@ -61,7 +62,7 @@ class History:
             int(start)
             for (start,) in self._connection.rows(
                 _STALE_HOURS,
-                {"after": max(0, reached.get("slots", 0) - _MARGIN_NS), "since": first, "until": hour},
+                {"after": max(0, reached.get("slots", 0) - self._margin_ns), "since": first, "until": hour},
                 IN_THE_BACKGROUND,
             )
         }
@@ -94,7 +95,7 @@ class History:
         for since, until in _stretches(_widened(stale, _SPREAD_HOURS), hour):
             self._run("agent_spread", since=since, until=until)
         if len(stale) > 2 * _HOURS_AT_ONCE:
-            self._say(f"detector: {len(stale):,} hours of history made")
+            logger.info("detector: %d hours of history made", len(stale))
 
     def _run(self, name: str, **parameters: object) -> None:
         self._connection.command(statement(name), {**parameters, "generation": time.time_ns()}, **IN_THE_BACKGROUND)

@@ -110,8 +110,13 @@ CREATE TABLE IF NOT EXISTS agent_habit
     active_days UInt16,
     empty_hours Float64,
     burst Float64,
+    failing Float64,
     record_1 Float64,
     record_2 Float64,
+    waste Float64,
+    second_waste Float64,
+    waste_at_once Float64,
+    second_waste_at_once Float64,
     generation UInt64
 )
 ENGINE = ReplacingMergeTree(generation)

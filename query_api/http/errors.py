@@ -70,9 +70,9 @@ def rate_limited(message: str, retry_after: int, headers: Mapping[str, str] | No
     return ApiError("RATE_LIMITED", message, headers={**(headers or {}), "Retry-After": str(max(1, retry_after))})
 
 
-def not_found() -> ApiError:
+def not_found(message: str = "There is nothing at this path. GET /openapi.json lists what there is.") -> ApiError:
     """404, without the path: what is echoed can be abused."""
-    return ApiError("NOT_FOUND", "There is nothing at this path. GET /openapi.json lists what there is.")
+    return ApiError("NOT_FOUND", message)
 
 
 def method_not_allowed(allowed: Iterable[str]) -> ApiError:

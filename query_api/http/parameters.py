@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
+from clickhouse.event import CONTROL_CHARACTERS, MAX_ID_LENGTH
 from query_api.http.errors import invalid
 
 DAYS_DEFAULT: Final = 30
@@ -26,6 +27,30 @@ def days_parameter(request: web.BaseRequest) -> int:
     """The number of days asked for, 1 to 90. Raises ApiError (400) for anything but one canonical decimal."""
     _only(request, "days")
     return _whole_number(request, "days", default=DAYS_DEFAULT, maximum=DAYS_MAX)
+
+
+ALERT_DAYS_DEFAULT: Final = 7
+
+
+def alert_days_parameter(request: web.BaseRequest) -> int:
+    """The number of days of alerts asked for, 1 to 90. Raises ApiError (400) as `days_parameter` does."""
+    _only(request, "days")
+    return _whole_number(request, "days", default=ALERT_DAYS_DEFAULT, maximum=DAYS_MAX)
+
+
+def agent_parameters(request: web.BaseRequest) -> tuple[str, int]:
+    """`agent` (required: an agent id of an event) and `days`. Raises ApiError (400) for anything else."""
+    _only(request, "agent", "days")
+    values = request.rel_url.query.getall("agent", [])
+    if len(values) != 1:
+        must = "was given more than once" if values else "is required: the agent that is asked about"
+        raise invalid(f"agent {must}", parameter="agent")
+    agent = values[0]
+    if not 1 <= len(agent) <= MAX_ID_LENGTH or CONTROL_CHARACTERS.search(agent):
+        raise invalid(
+            f"agent must be 1 to {MAX_ID_LENGTH} characters, none of them a control character", parameter="agent"
+        )
+    return agent, _whole_number(request, "days", default=DAYS_DEFAULT, maximum=DAYS_MAX)
 
 
 class Page(NamedTuple):

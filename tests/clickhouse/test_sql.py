@@ -49,7 +49,7 @@ def test_statements_are_constants_with_bound_parameters(path: Path) -> None:
     source = path.read_text()
     tree = ast.parse(source)
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    if path.parent.name != "clickhouse":
+    if ROOT / "clickhouse" not in path.parents:
         assert not [text for text in texts if SQL.search(text)], "SQL lives in clickhouse/ only"
         return
     assert {(path.name, value) for _, value in built(tree)} <= ALLOWED
@@ -77,3 +77,10 @@ def test_migrations_can_be_run_twice_and_have_no_clock(path: Path) -> None:
     assert not CLOCK.search(text)
     assert len(re.findall(r"CREATE TABLE", text)) == len(re.findall(r"CREATE TABLE IF NOT EXISTS", text))
     assert text.count("fsync_after_insert = 1") == text.count("ENGINE =")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "clickhouse" / "detection").glob("*.sql")), ids=lambda path: path.stem)
+def test_statements_of_the_detector_ask_no_clock(path: Path) -> None:
+    text = path.read_text()
+    assert not CLOCK.search(text), "the clock is passed in, or a replay would not be what the service does"
+    assert text.startswith("-- ")

@@ -274,6 +274,8 @@ async def serving(
             sources=SourceTokens(wanted.ingest_token_file) if wanted.ingest_token_file else None,
             verifier=verifier,
             questions=questions,
+            alerts=store.alerts(),
+            details=store.agent_details(),
             event_writer=event_writer,
             readiness=readiness,
             registry=registry,

@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from clickhouse.fleet import Fleet
+from clickhouse.watch import Watch
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
 from exporter.runner import ExporterRunner
@@ -46,6 +47,7 @@ class Store:
     """A `FleetSource`: tenants in memory, and the set of those whose counters were published."""
 
     def __init__(self, tenants: dict[str, Tenant] | None = None, published: Iterable[str] = ()) -> None:
+        self.seen = Watch()
         self.tenants = tenants or {}
         self.published = set(published)
         self.other: tuple[int, int] | None = None
@@ -71,6 +73,9 @@ class Store:
             present=[True] * len(rows),
             other=self.other,
         )
+
+    def watch(self) -> Watch:
+        return self.seen
 
     def record(self, fleet: Fleet, newly_published: Sequence[str], other: tuple[int, int] | None) -> None:
         if self.write_error is not None:
