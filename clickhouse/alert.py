@@ -41,7 +41,7 @@ class Alert:
         agent = f"Agent {self.agent_id}"
         match self.kind:
             case "spike":
-                return f"{agent} was issued {observed} tokens in five minutes, where about {expected} are usual"
+                return f"{agent} was issued {observed} tokens in {self.detail}, where about {expected} are usual"
             case "silence":
                 return f"Tenant {self.tenant_id} is issued no tokens, where {expected} were to be expected by now"
             case "unusual_hours":

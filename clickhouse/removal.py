@@ -55,6 +55,15 @@ _OLD_DAY: Final = "day < toDate(toDateTime({before:UInt32}, 'UTC'))"
 _WHOSE_TENANT: Final = "tenant_id = {tenant:String}"
 _WHOSE: Final = "tenant_id = {tenant:String} AND ({agent:String} = '' OR agent_id = {agent:String})"
 
+_OLD_HOUR: Final = _OLD_SLOT.replace("slot", "hour", 1)
+_OLD_BIN: Final = _OLD_SLOT.replace("slot", "bin", 1)
+_OLD_NETWORK: Final = _OLD_SLOT.replace("slot", "last_seen", 1)
+_BY_AGENT: Final = (
+    "agent_slot", "agent_day", "agent_hour", "agent_waste", "agent_spread", "agent_network", "agent_habit",
+    "agent_norm", "verdicts",
+)  # fmt: skip
+_BY_TENANT: Final = ("tenant_slot", "tenant_day", "tenant_hour", "tenant_norm")
+
 _EVENTS_OF: Final = f"SELECT count() FROM events WHERE {_WHOSE}"
 _SLOTS_OF: Final = f"SELECT DISTINCT tenant_id, toUnixTimestamp(slot) FROM agent_slot WHERE {_WHOSE}"
 
@@ -303,10 +312,12 @@ class Removal:
 def _scope(entry: Removed) -> _Scope:
     if entry.before:
         rollups = {"agent_slot": _OLD_SLOT, "tenant_slot": _OLD_SLOT, "agent_day": _OLD_DAY, "tenant_day": _OLD_DAY}
+        rollups |= dict.fromkeys(("agent_hour", "tenant_hour", "agent_waste", "agent_spread"), _OLD_HOUR)
+        rollups |= {"verdicts": _OLD_BIN, "agent_network": _OLD_NETWORK}
         return _Scope(_OLD, rollups, _OLD_SLOTS_LEFT, _OLD_SEGMENTS, {"before": entry.before})
-    rollups = {"agent_slot": _WHOSE, "agent_day": _WHOSE}
+    rollups = dict.fromkeys(_BY_AGENT, _WHOSE)
     if not entry.agent_id:
-        rollups |= {"tenant_slot": _WHOSE_TENANT, "tenant_day": _WHOSE_TENANT}
+        rollups |= dict.fromkeys(_BY_TENANT, _WHOSE_TENANT)
     return _Scope(
         _WHOSE, rollups, _WHOSE_SLOTS_LEFT, _SEGMENTS_OF, {"tenant": entry.tenant_id, "agent": entry.agent_id}
     )

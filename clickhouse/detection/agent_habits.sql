@@ -1,22 +1,25 @@
 -- As of the start of a day, from the 60 days before it.
 INSERT INTO agent_habit
-    (place, tenant_id, agent_id, day, days, mean, active_days, empty_hours, burst, failing, record_1, record_2, waste,
+    (place, tenant_id, agent_id, day, days, mean, active_days, empty_hours, burst, failing, record_1, second_1,
+    record_3, second_3, record_12, second_12, waste,
     second_waste, waste_at_once, second_waste_at_once, generation)
 SELECT intDiv({day:UInt32}, 86400) % 2, tenant_id, agent_id, toDate(toDateTime({day:UInt32}, 'UTC')), any(age),
-    sumIf(tokens, ago <= 28) / (288 * least(28, any(age))), countIf(ago <= 28),
-    1 - sumIf(hours, ago <= 28) / (24 * least(28, any(age))),
-    arrayReverseSort(groupArray(busiest))[2] / (11 * sumIf(tokens, ago <= 28) / (288 * least(28, any(age))) + 1),
-    sumIf(refused, ago <= 28) / greatest(1, sumIf(tokens + refused, ago <= 28)), max(highest), max(second),
+    sumIf(tokens, ago <= 28) / (288 * least(28, any(age))) AS mean_bin, countIf(ago <= 28 AND tokens > 0),
+    1 - sumIf(hours, ago <= 28) / 672,
+    arrayReverseSort(groupArray(most_12))[2] / (11 * mean_bin + 1),
+    sumIf(refused, ago <= 28) / greatest(1, sumIf(tokens + refused, ago <= 28)), 
+    arrayReverseSort(groupArray(most_1))[1], arrayReverseSort(groupArray(most_1))[2],
+    arrayReverseSort(groupArray(most_3))[1], arrayReverseSort(groupArray(most_3))[2],
+    arrayReverseSort(groupArray(most_12))[1], arrayReverseSort(groupArray(most_12))[2],
     any(held[1]), any(held[2]), any(held_at_once[1]), any(held_at_once[2]), {generation:UInt64}
 FROM
 (
     SELECT tenant_id, agent_id, intDiv({day:UInt32} + 86399 - toUnixTimestamp(hour), 86400) AS ago,
-        sum(issued) AS tokens, sum(failed) AS refused, countIf(bins > 0) AS hours, max(rest_12) AS busiest, max(top_1) AS highest,
-        max(second_3) AS second
+        sum(issued) AS tokens, sum(failed) AS refused, countIf(bins > 0) AS hours, max(top_1) AS most_1,
+        max(sum_3) AS most_3, max(rest_12) AS most_12
     FROM agent_hour FINAL
     WHERE hour >= toDateTime({day:UInt32} - 5184000, 'UTC') AND hour < toDateTime({day:UInt32}, 'UTC')
     GROUP BY tenant_id, agent_id, ago
-    HAVING tokens > 0
 ) AS work
 INNER JOIN
 (

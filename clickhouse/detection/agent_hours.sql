@@ -30,5 +30,5 @@ FROM
     )
     WHERE place >= 0 AND hour >= toDateTime({since:UInt32}, 'UTC') AND hour < toDateTime({until:UInt32}, 'UTC')
     GROUP BY tenant_id, agent_id, hour
-    HAVING tokens > 0 OR refusals > 0 OR was_known
+    HAVING arraySum(line) > 0 OR refusals > 0 OR was_known
 )

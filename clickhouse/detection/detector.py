@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from clickhouse.connection import Connection
-from clickhouse.detection.history import DAY, HOUR, IN_THE_BACKGROUND, RECOUNT_SECONDS, History
+from clickhouse.detection.history import HOUR, IN_THE_BACKGROUND, RECOUNT_SECONDS, History, hours_like
+from clickhouse.detection.loops import PAGE, Candidate, Loops
 from clickhouse.detection.progress import Progress
 from clickhouse.detection.statements import statement
 
@@ -25,7 +26,6 @@ LOOK_BACK: Final = 12
 
 # Statement -> kind.
 _BY_BIN: Final = {
-    "spikes": "spike",
     "silences": "silence",
     "wastes": "waste",
     "new_networks": "new_network",
@@ -33,6 +33,11 @@ _BY_BIN: Final = {
 }
 _BY_HOUR: Final = {"unusual_hours": "unusual_hours", "dominances": "dominance"}
 _WITHDRAW: Final = statement("withdraw")
+_SPIKES: Final = statement("spikes")
+_VERDICT: Final = (
+    "tenant_id", "kind", "agent_id", "bin", "severity", "score", "observed", "expected", "detail", "generation",
+)  # fmt: skip
+_NEAR_THE_LIMIT: Final = 0.5  # from here on a dashboard shows it
 
 
 class Detector:
@@ -48,6 +53,7 @@ class Detector:
         """`recount_seconds`: see History."""
         self._connection = connection
         self._clock = clock
+        self._loops = Loops()
         self._progress = Progress(connection)
         self._history = History(connection, self._progress, recount_seconds)
 
@@ -61,15 +67,30 @@ class Detector:
         judged = self._progress.read().get("judged", 0)
         for start, end in _hours(since, until):
             self._history.bring_to(start // HOUR * HOUR)
+            self._judge_spikes(start, end)
             for name, kind in _BY_BIN.items():
                 self._judge(name, kind, start, end)
             if end % HOUR == 0 and judged < end:
                 self._history.bring_to(end)
                 hour = end - HOUR
-                same_hours = [hour - ago * DAY + near for ago in range(1, 61) for near in (-HOUR, 0, HOUR)]
                 for name, kind in _BY_HOUR.items():
-                    self._judge(name, kind, hour, end, hour=hour, hours=same_hours)
+                    self._judge(name, kind, hour, end, hour=hour, hours=hours_like(hour))
         self._progress.write(time.time_ns(), judged=until)
+
+    def _judge_spikes(self, since: int, until: int) -> None:
+        generation = time.time_ns()
+        bins = {"since": since, "until": until}
+        verdicts = []
+        for row in self._connection.rows(_SPIKES, bins, IN_THE_BACKGROUND):
+            candidate = Candidate(*row[: len(Candidate._fields)])
+            score = self._loops.score(row[len(Candidate._fields) :])
+            if score > _NEAR_THE_LIMIT:
+                severity = "page" if score > PAGE else "ticket"
+                of, what = (candidate.tenant_id, "spike", candidate.agent_id, candidate.bin), candidate.seen()
+                verdicts.append((*of, severity, score, *what, generation))
+        if verdicts:
+            self._connection.insert("verdicts", _VERDICT, list(zip(*verdicts, strict=True)))
+        self._connection.command(_WITHDRAW, {**bins, "generation": generation, "kind": "spike"}, **IN_THE_BACKGROUND)
 
     def _judge(self, name: str, kind: str, since: int, until: int, **more: object) -> None:
         generation = time.time_ns()

@@ -79,10 +79,9 @@ class History:
     def _norms(self, hour: int, known: int) -> None:
         """Of the hour, and at first of those before it in which a silence may have begun."""
         for start in range(max(hour - 8 * DAY, known + HOUR), hour + HOUR, HOUR):
-            same_hours = [start - ago * DAY + near for ago in range(1, DAYS + 1) for near in (-HOUR, 0, HOUR)]
-            self._run("tenant_norms", hour=start, hours=same_hours)
+            self._run("tenant_norms", hour=start, hours=hours_like(start))
             if start == hour:
-                self._run("agent_norms", hour=start, hours=same_hours)
+                self._run("agent_norms", hour=start, hours=_hours_of_same_dates(start))
             self._progress.write(time.time_ns(), norms=start)
 
     def _remake(self, stale: set[int], hour: int) -> None:
@@ -99,6 +98,17 @@ class History:
 
     def _run(self, name: str, **parameters: object) -> None:
         self._connection.command(statement(name), {**parameters, "generation": time.time_ns()}, **IN_THE_BACKGROUND)
+
+
+def hours_like(hour: int) -> list[int]:
+    """The same hour of each of the days before, and its neighbours, as starts in Unix seconds."""
+    return [hour - ago * DAY + near for ago in range(1, DAYS + 1) for near in (-HOUR, 0, HOUR)]
+
+
+def _hours_of_same_dates(hour: int) -> list[int]:
+    """The same, but no neighbour is of another date: the last hour of a day has its first one next to it."""
+    date, hours = hour // DAY * DAY, [(hour + near) % DAY for near in (-HOUR, 0, HOUR)]
+    return [date - ago * DAY + of_day for ago in range(1, DAYS + 1) for of_day in hours]
 
 
 def _widened(starts: Iterable[int], hours: int) -> set[int]:

@@ -98,7 +98,7 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 -- that none has to be removed. No clock of the engine decides what goes.
 
 -- An agent's character, from the days before `day`; place: the day of the epoch modulo 2. mean: tokens a bin; burst: its busiest hours against its
--- mean; failing: share of its requests.
+-- mean; failing: share of its requests; of windows, the best and the second best day.
 CREATE TABLE IF NOT EXISTS agent_habit
 (
     place UInt16,
@@ -112,7 +112,11 @@ CREATE TABLE IF NOT EXISTS agent_habit
     burst Float64,
     failing Float64,
     record_1 Float64,
-    record_2 Float64,
+    second_1 Float64,
+    record_3 Float64,
+    second_3 Float64,
+    record_12 Float64,
+    second_12 Float64,
     waste Float64,
     second_waste Float64,
     waste_at_once Float64,
