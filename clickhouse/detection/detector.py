@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from clickhouse.connection import Connection
-from clickhouse.detection.history import HOUR, IN_THE_BACKGROUND, RECOUNT_SECONDS, History, hours_like
+from clickhouse.detection.history import DAY, HOUR, IN_THE_BACKGROUND, RECOUNT_SECONDS, History, hours_like
 from clickhouse.detection.loops import PAGE, Candidate, Loops
 from clickhouse.detection.progress import Progress
 from clickhouse.detection.statements import statement
@@ -27,10 +27,8 @@ LOOK_BACK: Final = 12
 # Statement -> kind.
 _BY_BIN: Final = {
     "silences": "silence",
-    "wastes": "waste",
-    "new_networks": "new_network",
-    "failures": "failures",
 }
+_BY_EVENT: Final = {"failures": "failures", "wastes": "waste", "new_networks": "new_network"}
 _BY_HOUR: Final = {"unusual_hours": "unusual_hours", "dominances": "dominance"}
 _WITHDRAW: Final = statement("withdraw")
 _SPIKES: Final = statement("spikes")
@@ -49,13 +47,15 @@ class Detector:
         *,
         clock: Callable[[], float] = time.time,
         recount_seconds: float = RECOUNT_SECONDS,
+        events: bool = True,
     ) -> None:
-        """`recount_seconds`: see History."""
+        """`recount_seconds`: see History; `events` False: there are rollups only, and nothing to see but counts."""
         self._connection = connection
         self._clock = clock
         self._loops = Loops()
         self._progress = Progress(connection)
-        self._history = History(connection, self._progress, recount_seconds)
+        self._history = History(connection, self._progress, recount_seconds, events=events)
+        self._by_bin = _BY_BIN | (_BY_EVENT if events else {})
 
     def tick(self) -> None:
         """Judges the bins that are over; those of the last hour again."""
@@ -63,22 +63,37 @@ class Detector:
         self.judge(until - LOOK_BACK * BIN, until)
 
     def judge(self, since: int, until: int) -> None:
-        """Judges the bins in [since, until), in Unix seconds, hour by hour."""
+        """Judges the bins in [since, until), in Unix seconds, day by day."""
         judged = self._progress.read().get("judged", 0)
-        for start, end in _hours(since, until):
-            self._history.bring_to(start // HOUR * HOUR)
-            self._judge_spikes(start, end)
-            for name, kind in _BY_BIN.items():
-                self._judge(name, kind, start, end)
-            if end % HOUR == 0 and judged < end:
-                self._history.bring_to(end)
-                hour = end - HOUR
-                for name, kind in _BY_HOUR.items():
-                    self._judge(name, kind, hour, end, hour=hour, hours=hours_like(hour))
+        for start, end in _days(since, until):
+            self._history.bring_to(start, end)
+            self._judge_bins(start, end)
+            self._judge_hours(
+                [hour for hour in range(start // HOUR * HOUR, end - HOUR + 1, HOUR) if hour + HOUR > judged]
+            )
         self._progress.write(time.time_ns(), judged=until)
 
-    def _judge_spikes(self, since: int, until: int) -> None:
+    def _judge_bins(self, since: int, until: int) -> None:
+        """Those of one day, or of a part of it."""
         generation = time.time_ns()
+        bins = {"since": since, "until": until, "generation": generation}
+        self._judge_spikes(since, until, generation)
+        for name in self._by_bin:
+            self._connection.command(statement(name), bins, **IN_THE_BACKGROUND)
+        self._withdraw(["spike", *self._by_bin.values()], since, until, generation)
+
+    def _judge_hours(self, hours: Sequence[int]) -> None:
+        """What can be said of whole hours only, and by the hours like them; they are of one day."""
+        if not hours:
+            return
+        generation, day = time.time_ns(), hours[0] // DAY * DAY
+        targets = [(hour - day) // HOUR for hour in hours]
+        parameters = {"day": day, "targets": targets, "sources": [*hours_like(hours), *hours], "generation": generation}
+        for name in _BY_HOUR:
+            self._connection.command(statement(name), parameters, **IN_THE_BACKGROUND)
+        self._withdraw([*_BY_HOUR.values()], hours[0], hours[-1] + HOUR, generation)
+
+    def _judge_spikes(self, since: int, until: int, generation: int) -> None:
         bins = {"since": since, "until": until}
         verdicts = []
         for row in self._connection.rows(_SPIKES, bins, IN_THE_BACKGROUND):
@@ -90,18 +105,16 @@ class Detector:
                 verdicts.append((*of, severity, score, *what, generation))
         if verdicts:
             self._connection.insert("verdicts", _VERDICT, list(zip(*verdicts, strict=True)))
-        self._connection.command(_WITHDRAW, {**bins, "generation": generation, "kind": "spike"}, **IN_THE_BACKGROUND)
 
-    def _judge(self, name: str, kind: str, since: int, until: int, **more: object) -> None:
-        generation = time.time_ns()
-        bins = {"since": since, "until": until, "generation": generation}
-        self._connection.command(statement(name), {**(more or bins), "generation": generation}, **IN_THE_BACKGROUND)
-        self._connection.command(_WITHDRAW, {**bins, "kind": kind}, **IN_THE_BACKGROUND)
+    def _withdraw(self, kinds: list[str], since: int, until: int, generation: int) -> None:
+        """Takes back what was said of these bins before `generation` and is not said any more."""
+        bins = {"kinds": kinds, "since": since, "until": until, "generation": generation}
+        self._connection.command(_WITHDRAW, bins, **IN_THE_BACKGROUND)
 
 
-def _hours(since: int, until: int) -> Iterator[tuple[int, int]]:
-    """The stretch in pieces that lie within an hour each."""
+def _days(since: int, until: int) -> Iterator[tuple[int, int]]:
+    """The stretch in pieces that lie within a day each."""
     while since < until:
-        end = min(since // HOUR * HOUR + HOUR, until)
+        end = min(since // DAY * DAY + DAY, until)
         yield since, end
         since = end

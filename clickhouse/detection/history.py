@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from clickhouse.connection import Connection
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 HOUR: Final = 3600
 DAY: Final = 86_400
 DAYS: Final = 60  # that anything is compared with
+_NEAR: Final = (-HOUR, 0, HOUR)
 
 # One core: questions and commits come first, and nobody waits for this.
 IN_THE_BACKGROUND: Final = {"max_threads": 1}
@@ -42,53 +43,72 @@ _SPREAD_HOURS: Final = 60
 class History:
     """Brings the detector's tables up to an hour. One thread at a time; every method raises StoreError."""
 
-    def __init__(self, connection: Connection, progress: Progress, recount_seconds: float = RECOUNT_SECONDS) -> None:
-        """`recount_seconds`: how long a recount may be under way; 0 if nobody writes meanwhile."""
+    def __init__(
+        self, connection: Connection, progress: Progress, recount_seconds: float, *, events: bool = True
+    ) -> None:
+        """`recount_seconds`: how long a recount may be under way, 0 if nobody writes; `events`: see Detector."""
+        self._events = events
         self._connection = connection
         self._progress = progress
         self._margin_ns = int(recount_seconds * 1e9)
 
-    def bring_to(self, hour: int) -> None:
-        """Makes all that the bins of the hour that starts at `hour` (Unix seconds) are compared with.
+    def bring_to(self, since: int, until: int) -> None:
+        """Makes all that the bins in [since, until), Unix seconds of one day, are compared with.
 
         Once for each hour: hours of the past whose slots were recounted since are made anew, and no others.
         """
         reached = self._progress.read()
-        if min(reached.get("hours", 0), reached.get("norms", 0)) >= hour:
+        over = until // HOUR * HOUR  # the hours before are
+        last = (until - 1) // HOUR * HOUR
+        if reached.get("hours", 0) >= over and reached.get("norms", 0) >= last:
             return
         generation = time.time_ns()
-        first = hour - (DAYS + 2) * DAY
-        stale = {
-            int(start)
-            for (start,) in self._connection.rows(
-                _STALE_HOURS,
-                {"after": max(0, reached.get("slots", 0) - self._margin_ns), "since": first, "until": hour},
-                IN_THE_BACKGROUND,
-            )
-        }
-        # Hours without any slot count as well: a tenant was silent in them.
-        stale |= {*range(reached.get("hours", min(stale, default=hour)), hour, HOUR)}
-        self._remake(stale, hour)
-        self._progress.write(generation, slots=generation, hours=hour)
-        day = hour // DAY * DAY
+        if reached.get("hours", 0) < over:
+            self._remake(self._stale(reached, over), over)
+        day = since // DAY * DAY
         if reached.get("habits", 0) < day:
             self._run("agent_habits", day=day)
-            self._progress.write(generation, habits=day)
-        self._norms(hour, reached.get("norms", 0))
+        # Of the days before too, at first: a silence may have begun in them.
+        for start in range(max(day - 8 * DAY, (reached.get("norms", 0) + HOUR) // DAY * DAY), day + DAY, DAY):
+            wanted = [
+                hour for hour in range(start, min(start + DAY, last + HOUR), HOUR) if hour > reached.get("norms", 0)
+            ]
+            self._norms(start, wanted, is_of_past=start < day)
+        self._progress.write(
+            generation,
+            slots=generation,
+            hours=max(over, reached.get("hours", 0)),
+            habits=max(day, reached.get("habits", 0)),
+            norms=max(last, reached.get("norms", 0)),
+        )
 
-    def _norms(self, hour: int, known: int) -> None:
-        """Of the hour, and at first of those before it in which a silence may have begun."""
-        for start in range(max(hour - 8 * DAY, known + HOUR), hour + HOUR, HOUR):
-            self._run("tenant_norms", hour=start, hours=hours_like(start))
-            if start == hour:
-                self._run("agent_norms", hour=start, hours=_hours_of_same_dates(start))
-            self._progress.write(time.time_ns(), norms=start)
+    def _stale(self, reached: Mapping[str, int], over: int) -> set[int]:
+        """Hours to be made: those of recounted slots, and all since the last time, with slots or silent."""
+        changed = self._connection.rows(
+            _STALE_HOURS,
+            {
+                "after": max(0, reached.get("slots", 0) - self._margin_ns),
+                "since": over - (DAYS + 2) * DAY,
+                "until": over,
+            },
+            IN_THE_BACKGROUND,
+        )
+        stale = {int(start) for (start,) in changed}
+        return stale | {*range(reached.get("hours", min(stale, default=over)), over, HOUR)}
+
+    def _norms(self, day: int, hours: Sequence[int], *, is_of_past: bool) -> None:
+        targets = [(hour - day) // HOUR for hour in hours]
+        if targets:
+            self._run("tenant_norms", day=day, targets=targets, sources=hours_like(hours))
+            if not is_of_past:
+                self._run("agent_norms", day=day, targets=targets, sources=_hours_of_same_dates(hours))
 
     def _remake(self, stale: set[int], hour: int) -> None:
         for since, until in _stretches(stale | {start + HOUR for start in stale}, hour):
             self._run("agent_hours", since=since, until=until)
-            self._run("agent_wastes", since=since, until=until)
-            self._run("agent_networks", since=since, until=until)
+            if self._events:
+                self._run("agent_wastes", since=since, until=until)
+                self._run("agent_networks", since=since, until=until)
         for since, until in _stretches(_widened(stale, 48), hour):
             self._run("tenant_hours", since=since, until=until)
         for since, until in _stretches(_widened(stale, _SPREAD_HOURS), hour):
@@ -100,15 +120,17 @@ class History:
         self._connection.command(statement(name), {**parameters, "generation": time.time_ns()}, **IN_THE_BACKGROUND)
 
 
-def hours_like(hour: int) -> list[int]:
-    """The same hour of each of the days before, and its neighbours, as starts in Unix seconds."""
-    return [hour - ago * DAY + near for ago in range(1, DAYS + 1) for near in (-HOUR, 0, HOUR)]
+def hours_like(hours: Iterable[int]) -> list[int]:
+    """The same hours of each of the days before, and their neighbours, as starts in Unix seconds."""
+    return sorted({hour - ago * DAY + near for hour in hours for ago in range(1, DAYS + 1) for near in _NEAR})
 
 
-def _hours_of_same_dates(hour: int) -> list[int]:
+def _hours_of_same_dates(hours: Iterable[int]) -> list[int]:
     """The same, but no neighbour is of another date: the last hour of a day has its first one next to it."""
-    date, hours = hour // DAY * DAY, [(hour + near) % DAY for near in (-HOUR, 0, HOUR)]
-    return [date - ago * DAY + of_day for ago in range(1, DAYS + 1) for of_day in hours]
+    return sorted({
+        hour // DAY * DAY - ago * DAY + (hour + near) % DAY
+        for hour in hours for ago in range(1, DAYS + 1) for near in _NEAR
+    })  # fmt: skip
 
 
 def _widened(starts: Iterable[int], hours: int) -> set[int]:

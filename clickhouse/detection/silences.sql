@@ -1,4 +1,4 @@
--- Every bin in [since, until), which lie in one hour, of tenants that are ten days old. What is missing since the last
+-- Every bin in [since, until), which lie in one day, of tenants that are ten days old. What is missing since the last
 -- token has to be surprising, has to be tokens enough, and the silence longer than any. A score of 1 is the limit.
 INSERT INTO verdicts (tenant_id, kind, agent_id, bin, severity, score, observed, expected, detail, generation)
 SELECT tenant_id, 'silence', '', at, 'page',
@@ -7,11 +7,11 @@ SELECT tenant_id, 'silence', '', at, 'page',
 FROM
 (
     -- The bins that are empty, and since when.
-    SELECT tenant_id, at, since_last, at + 300 - since_last AS silent,
+    SELECT last.tenant_id AS tenant_id, at, since_last, at + 300 - since_last AS silent,
         least(longest, second + 1800) + 1800 AS limit
     FROM
     (
-        SELECT tenant_id, {since:UInt32} + 300 * number AS at,
+        SELECT tenant_id, {since:UInt32} + 300 * number AS at, intDiv(at, 3600) * 3600 AS hour_of,
             -- End of the last bin with tokens before the end of this one.
             maxIf(ended, ended <= at + 300) AS since_last
         FROM
@@ -22,7 +22,7 @@ FROM
                 AND hour < toStartOfHour(toDateTime({since:UInt32}, 'UTC')) AND filled > 0
             GROUP BY tenant_id
             UNION ALL
-            SELECT tenant_id, toUnixTimestamp(slot) + 300 * (1 + place)
+            SELECT DISTINCT tenant_id, toUnixTimestamp(slot) + 300 * (1 + place)
             FROM agent_slot FINAL
             ARRAY JOIN [toUInt64(issued - issued_5 - issued_10), issued_5, issued_10] AS count, [0, 1, 2] AS place
             WHERE slot >= toStartOfHour(toDateTime({since:UInt32}, 'UTC')) AND slot < toDateTime({until:UInt32}, 'UTC') AND count > 0
@@ -32,10 +32,11 @@ FROM
     ) AS last
     INNER JOIN
     (
-        SELECT tenant_id, longest_silence AS longest, second_silence AS second FROM tenant_norm FINAL
-        WHERE place = intDiv({since:UInt32}, 3600) % 384 AND hour = toStartOfHour(toDateTime({since:UInt32}, 'UTC'))
+        SELECT tenant_id, toUnixTimestamp(hour) AS hour_of, longest_silence AS longest, second_silence AS second
+        FROM tenant_norm FINAL
+        WHERE hour >= toStartOfHour(toDateTime({since:UInt32}, 'UTC')) AND hour < toDateTime({until:UInt32}, 'UTC')
             AND days >= 10
-    ) AS norm USING (tenant_id)
+    ) AS norm ON last.tenant_id = norm.tenant_id AND last.hour_of = norm.hour_of
     WHERE since_last > 0 AND silent > limit / 2
 ) AS empty
 INNER JOIN

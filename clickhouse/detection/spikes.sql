@@ -1,4 +1,4 @@
--- Every bin in [since, until), which lie in one hour, of agents that are a week old, in which a window holds more than it
+-- Every bin in [since, until), which lie in one day, of agents that are a week old, in which a window holds more than it
 -- did on the best day, and what tells a loop from a busy hour. Windows: w1, w3 tokens of one bin and of three; w2 the
 -- second largest of three; w6, w12 tokens of six and twelve bins but for the largest.
 WITH
@@ -48,7 +48,8 @@ FROM
             [0, 1, 2, 0, 1, 2, 0, 1, 2] AS number, [0, 0, 0, 1, 1, 1, 2, 2, 2] AS later
         WHERE slot >= toStartOfHour(toDateTime({since:UInt32}, 'UTC')) - 4500
             AND slot < toDateTime({until:UInt32}, 'UTC')
-            AND count > 0 AND hour = toStartOfHour(toDateTime({since:UInt32}, 'UTC'))
+            AND count > 0 AND hour >= toStartOfHour(toDateTime({since:UInt32}, 'UTC'))
+            AND hour < toDateTime({until:UInt32}, 'UTC')
             AND 14 + intDiv(toMinute(slot), 5) + number >= 12 * later
         GROUP BY tenant_id, agent_id, hour
     )
@@ -67,7 +68,8 @@ LEFT JOIN
 (
     SELECT tenant_id, agent_id, hour, mean AS usual, * EXCEPT (place, tenant_id, agent_id, hour, mean, generation)
     FROM agent_norm FINAL
-    WHERE place = intDiv({since:UInt32}, 3600) % 24 AND hour = toStartOfHour(toDateTime({since:UInt32}, 'UTC'))
+    WHERE place BETWEEN intDiv({since:UInt32}, 3600) % 24 AND intDiv({until:UInt32} - 1, 3600) % 24
+        AND hour >= toStartOfHour(toDateTime({since:UInt32}, 'UTC')) AND hour < toDateTime({until:UInt32}, 'UTC')
 ) AS norm USING (tenant_id, agent_id, hour)
 WHERE w1 >= 3 AND w1 > 1.15 * r1 + 1 OR w2 >= 2 AND w2 > 1.15 * r2 + 1 OR w3 >= 4 AND w3 > 1.15 * r3 + 1
     OR w6 >= 5 AND w6 > 1.15 * r6 + 1 OR w12 >= 6 AND w12 > 1.15 * r12 + 1
