@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Final, NamedTuple, Protocol
 
 import click
+from clickhouse.budgets import BudgetsFile
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from agentidp_analytics.settings import Settings
@@ -54,15 +55,17 @@ class Files:
     sources: SourceTokens | None
     certificate: ServerCertificate | None
     web_config: WebConfig | None
+    budgets: BudgetsFile | None
 
     @classmethod
     def read(cls, settings: Settings) -> Files:
-        """Raises SourceTokensError, TlsFilesError or WebConfigError for one that cannot be used."""
+        """Raises SourceTokensError, TlsFilesError, WebConfigError or BudgetsError for one that cannot be used."""
         api = settings.api if settings.tokens else ApiSettings()  # without the API, nobody uses its files
         return cls(
             sources=SourceTokens(api.ingest_token_file) if api.ingest_token_file else None,
             certificate=ServerCertificate(api.tls_cert, api.tls_key) if api.tls_cert and api.tls_key else None,
             web_config=WebConfig(settings.exporter.web_config_file) if settings.exporter.web_config_file else None,
+            budgets=BudgetsFile(settings.budgets) if settings.budgets else None,
         )
 
 
@@ -160,7 +163,9 @@ async def _start_api(
     scheme = "https" if settings.api.tls_cert else "http"
     logger.info("query API and ingest at %s://%s", scheme, authority(settings.api.host, port))
     in_background(stack, _every_day(store.daily(settings.retention_days)))
-    in_background(stack, _every_five_minutes(store.detector(), store.metrics))
+    in_background(
+        stack, _every_five_minutes(store.detector(*([files.budgets.current] if files.budgets else [])), store.metrics)
+    )
 
 
 class Ready(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -51,6 +52,8 @@ serve_options = options(
            help="Events a second of one source.  [default: no limit]"),
     option("--retention-days", type=click.IntRange(1, 36_500),
            help="Remove older days every night.  [default: keep all]"),
+    option("--budgets", type=EXISTING_FILE,
+           help="Monthly token budgets of tenants and agents, TOML; re-read when it changes."),
     option("--tls-cert", type=EXISTING_FILE, help="Certificate chain of the API, PEM; re-read when it changes."),
     option("--tls-key", type=EXISTING_FILE, help="Its private key."),
     option("--web-config-file", type=EXISTING_FILE, help="TLS and basic auth of the exporter (exporter-toolkit file)."),
@@ -70,6 +73,7 @@ class Settings:
     tokens: TokenPolicy | None  # None: no query API in this process
     exporter: ExporterSettings
     retention_days: int | None = None
+    budgets: Path | None = None
 
 
 def settings_from(values: dict[str, Any]) -> Settings:
@@ -107,6 +111,7 @@ def settings_from(values: dict[str, Any]) -> Settings:
         tokens=tokens,
         exporter=exporter_settings(values),
         retention_days=values["retention_days"],
+        budgets=Path(values["budgets"]) if values["budgets"] else None,
     )
 
 

@@ -62,7 +62,10 @@ class Alert:
                     f"scope, where {expected} is its record"
                 )
             case _:
-                return f"{self.detail}: {observed} tokens this month, of a budget of {expected}"
+                whose = agent if self.agent_id else f"Tenant {self.tenant_id}"
+                if self.detail == "used":
+                    return f"{whose} has used {observed} tokens this month, of a budget of {expected}"
+                return f"{whose} is going to use {observed} tokens this month, of a budget of {expected}"
 
 
 def _number(value: float) -> str:

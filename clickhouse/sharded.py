@@ -12,6 +12,7 @@ from clickhouse.agent_detail import AgentDetail, AgentDetails
 from clickhouse.alert import Alert
 from clickhouse.alerts import Alerts
 from clickhouse.audit import Report
+from clickhouse.budget import Budget
 from clickhouse.cluster import shard_of
 from clickhouse.daily import DailyRound
 from clickhouse.detection.detector import Detector
@@ -249,9 +250,9 @@ class ShardedStore:
         """As Store.agent_details."""
         return ShardedAgentDetails([shard.agent_details(seconds) for shard in self.shards])
 
-    def detector(self) -> ShardedDetector:
-        """As Store.detector."""
-        return ShardedDetector([shard.detector() for shard in self.shards])
+    def detector(self, budgets: Callable[[], Sequence[Budget]] = lambda: ()) -> ShardedDetector:
+        """As Store.detector; a budget is looked at on the shard of its tenant, the others have no tokens of it."""
+        return ShardedDetector([shard.detector(budgets) for shard in self.shards])
 
     def daily(self, retention_days: int | None) -> DailyRound:
         """As Store.daily."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from typing import Self
 
@@ -13,6 +13,7 @@ from clickhouse import schema
 from clickhouse.agent_detail import AgentDetails
 from clickhouse.alerts import Alerts
 from clickhouse.audit import Report, verify
+from clickhouse.budget import Budget
 from clickhouse.connection import Connection
 from clickhouse.counters_file import CountersFile
 from clickhouse.daily import DailyRound
@@ -65,9 +66,9 @@ class Store:
         """One agent, closely; the engine ends a statement after `seconds`."""
         return AgentDetails(self.connection, seconds)
 
-    def detector(self) -> Detector:
-        """The detector; one thread of a process may use it."""
-        return Detector(self.connection, clock=self._clock)
+    def detector(self, budgets: Callable[[], Sequence[Budget]] = lambda: ()) -> Detector:
+        """The detector; one thread of a process may use it. `budgets` is asked at each round."""
+        return Detector(self.connection, clock=self._clock, budgets=budgets)
 
     def daily(self, retention_days: int | None) -> DailyRound:
         """What is done every night; `retention_days` None keeps all."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from clickhouse.budget import Budget
 from clickhouse.connection import Connection
 from clickhouse.detection.history import DAY, HOUR, IN_THE_BACKGROUND, RECOUNT_SECONDS, History, hours_like
 from clickhouse.detection.loops import PAGE, Candidate, Loops
@@ -32,6 +34,7 @@ _BY_EVENT: Final = {"failures": "failures", "wastes": "waste", "new_networks": "
 _BY_HOUR: Final = {"unusual_hours": "unusual_hours", "dominances": "dominance"}
 _WITHDRAW: Final = statement("withdraw")
 _SPIKES: Final = statement("spikes")
+_BUDGETS: Final = statement("budgets")
 _VERDICT: Final = (
     "tenant_id", "kind", "agent_id", "bin", "severity", "score", "observed", "expected", "detail", "generation",
 )  # fmt: skip
@@ -48,10 +51,12 @@ class Detector:
         clock: Callable[[], float] = time.time,
         recount_seconds: float = RECOUNT_SECONDS,
         events: bool = True,
+        budgets: Callable[[], Sequence[Budget]] = lambda: (),
     ) -> None:
         """`recount_seconds`: see History; `events` False: there are rollups only, and nothing to see but counts."""
         self._connection = connection
         self._clock = clock
+        self._budgets = budgets
         self._loops = Loops()
         self._progress = Progress(connection)
         self._history = History(connection, self._progress, recount_seconds, events=events)
@@ -61,6 +66,7 @@ class Detector:
         """Judges the bins that are over; those of the last hour again."""
         until = int(self._clock()) // BIN * BIN
         self.judge(until - LOOK_BACK * BIN, until)
+        self._judge_budgets(until - BIN)
 
     def judge(self, since: int, until: int) -> None:
         """Judges the bins in [since, until), in Unix seconds, day by day."""
@@ -92,6 +98,24 @@ class Detector:
         for name in _BY_HOUR:
             self._connection.command(statement(name), parameters, **IN_THE_BACKGROUND)
         self._withdraw([*_BY_HOUR.values()], hours[0], hours[-1] + HOUR, generation)
+
+    def _judge_budgets(self, last_bin: int) -> None:
+        budgets = self._budgets()
+        if not budgets:
+            return
+        month = datetime.fromtimestamp(last_bin, UTC).replace(day=1, hour=0, minute=0, second=0)
+        generation = time.time_ns()
+        parameters = {
+            "bin": last_bin,
+            "month": int(month.timestamp()),
+            "next_month": int((month + timedelta(days=32)).replace(day=1).timestamp()),
+            "tenants": [budget.tenant_id for budget in budgets],
+            "agents": [budget.agent_id for budget in budgets],
+            "tokens": [budget.tokens for budget in budgets],
+            "generation": generation,
+        }
+        self._connection.command(_BUDGETS, parameters, **IN_THE_BACKGROUND)
+        self._withdraw(["budget"], last_bin, last_bin + BIN, generation)
 
     def _judge_spikes(self, since: int, until: int, generation: int) -> None:
         bins = {"since": since, "until": until}

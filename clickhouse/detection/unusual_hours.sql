@@ -10,15 +10,15 @@ SELECT tenant_id, 'unusual_hours', agent_id, {day:UInt32} + 3600 * target + 3300
     now_2, r2, '', {generation:UInt64}
 FROM
 (
-    SELECT tenant_id, agent_id, target, intDiv(least(60, any(age)), 2) + 1 AS middle,
+    SELECT tenant_id, agent_id, target, any(known_at) AS known, intDiv(least(60, any(age)), 2) + 1 AS middle,
         toFloat64(maxIf(day_1, ago = 0)) AS now_1, toFloat64(maxIf(day_2, ago = 0)) AS now_2,
         toFloat64(maxIf(day_3, ago = 0)) AS now_3, toFloat64(maxIf(day_4, ago = 0)) AS now_4,
         arrayReverseSort(groupArrayIf(toFloat64(day_1), ago > 0)) AS best_1, arrayReverseSort(groupArrayIf(toFloat64(day_2), ago > 0)) AS best_2,
         arrayReverseSort(groupArrayIf(toFloat64(day_3), ago > 0)) AS best_3, arrayReverseSort(groupArrayIf(toFloat64(day_4), ago > 0)) AS best_4,
-        least(best_1[1], best_1[2] + 0.5 * (best_1[2] - best_1[middle]) + sqrt(best_1[2]) + 1) AS r1,
-        least(best_2[1], best_2[2] + 0.5 * (best_2[2] - best_2[middle]) + sqrt(best_2[2]) + 1) AS r2,
-        least(best_3[1], best_3[2] + 0.5 * (best_3[2] - best_3[middle]) + sqrt(best_3[2]) + 1) AS r3,
-        least(best_4[1], best_4[2] + 0.5 * (best_4[2] - best_4[middle]) + sqrt(best_4[2]) + 1) AS r4
+        least(best_1[1], 1.25 * best_1[2] + sqrt(best_1[2]) + 1) AS r1,
+        least(best_2[1], 1.25 * best_2[2] + sqrt(best_2[2]) + 1) AS r2,
+        least(best_3[1], 1.25 * best_3[2] + sqrt(best_3[2]) + 1) AS r3,
+        least(best_4[1], 1.25 * best_4[2] + sqrt(best_4[2]) + 1) AS r4
     FROM
     (
         SELECT tenant_id, agent_id, intDiv(toUnixTimestamp(hour) + 3600 * near - 3600, 3600) % 24 AS target,
@@ -34,6 +34,15 @@ FROM
         SELECT tenant_id, agent_id, days AS age FROM agent_habit FINAL
         WHERE place = intDiv({day:UInt32}, 86400) % 2 AND day = toDate(toDateTime({day:UInt32}, 'UTC')) AND days >= 20
     ) AS habit USING (tenant_id, agent_id)
+    LEFT JOIN
+    (
+        SELECT tenant_id, agent_id, groupArray(toUnixTimestamp(bin)) AS known_at FROM verdicts FINAL
+        WHERE kind IN ('spike', 'waste') AND score > 1 AND bin >= toDateTime({day:UInt32} - 216000, 'UTC')
+            AND bin < toDateTime({day:UInt32} + 86400, 'UTC')
+        GROUP BY tenant_id, agent_id
+    ) AS incidents USING (tenant_id, agent_id)
     GROUP BY tenant_id, agent_id, target
 )
-WHERE how > 1
+-- What the agent did in an incident that is told already stays in these sums for two and a half days.
+WHERE how > 1 AND NOT arrayExists(at -> at >= {day:UInt32} + 3600 * target - 212400
+    AND at < {day:UInt32} + 3600 * target + 3600, known)
