@@ -16,6 +16,7 @@ import click
 
 from agentidp_analytics import store_commands
 from agentidp_analytics.backfill import InputError
+from agentidp_analytics.budgets_file import BudgetsError
 from agentidp_analytics.demo import DEMO_AUDIENCE, DEMO_DIRECTORY, DEMO_ISSUER, demo
 from agentidp_analytics.dev_keys import DevKey
 from agentidp_analytics.options import EXISTING_FILE, Duration, option
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except click.ClickException as error:
         _end(error.format_message(), 2)
-    except (StoreSetupError, SourceTokensError, TlsFilesError, WebConfigError) as error:
+    except (StoreSetupError, SourceTokensError, TlsFilesError, WebConfigError, BudgetsError) as error:
         _end(str(error), 2)
     except (StoreError, InputError) as error:
         _end(str(error), 1)

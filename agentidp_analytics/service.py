@@ -15,9 +15,9 @@ from importlib.metadata import version
 from typing import Final, NamedTuple, Protocol
 
 import click
-from clickhouse.budgets import BudgetsFile
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from agentidp_analytics.budgets_file import BudgetsFile
 from agentidp_analytics.settings import Settings
 from clickhouse.commit import GroupCommit
 from clickhouse.daily import DailyRound
@@ -163,9 +163,8 @@ async def _start_api(
     scheme = "https" if settings.api.tls_cert else "http"
     logger.info("query API and ingest at %s://%s", scheme, authority(settings.api.host, port))
     in_background(stack, _every_day(store.daily(settings.retention_days)))
-    in_background(
-        stack, _every_five_minutes(store.detector(*([files.budgets.current] if files.budgets else [])), store.metrics)
-    )
+    detector = store.detector(files.budgets.current) if files.budgets else store.detector()
+    in_background(stack, _every_five_minutes(detector, store.metrics))
 
 
 class Ready(NamedTuple):

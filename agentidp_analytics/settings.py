@@ -111,7 +111,7 @@ def settings_from(values: dict[str, Any]) -> Settings:
         tokens=tokens,
         exporter=exporter_settings(values),
         retention_days=values["retention_days"],
-        budgets=Path(values["budgets"]) if values["budgets"] else None,
+        budgets=values["budgets"],
     )
 
 
