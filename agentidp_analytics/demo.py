@@ -163,6 +163,11 @@ def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
   stories     {fleet.looping_tenant}: one agent looped {fleet.looping_days_ago} days ago
               {fleet.silent_tenant}: silent for {fleet.silent_for_days} days
               {fleet.dominated_tenant}: one agent takes most of the tokens
+              {
+        '''
+              '''.join(trouble.story for trouble in fleet.troubles)
+    }
+  alerts      of all of them in a minute or two: {_command()} alerts --url http://{exporter}
 
 A token of {fleet.looping_tenant}, valid for 12 hours (for another tenant: {_command()} token --tenant NAME):
 

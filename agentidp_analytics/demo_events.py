@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from zlib import crc32
 
 from agentidp_analytics.backfill import EVENTS_A_BATCH
 from agentidp_analytics.progress import Progress
@@ -31,6 +32,18 @@ class DemoAgent:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """What an agent does in the last `minutes` before the start: a request every `seconds`."""
+
+    story: str
+    agent: DemoAgent
+    seconds: float
+    minutes: int = 20
+    outcome: str = "success"
+    client_ip: str = ""  # "": where it always is
+
+
+@dataclass(frozen=True)
 class DemoFleet:
     """The agents, and which of them tell a story."""
 
@@ -41,6 +54,7 @@ class DemoFleet:
     silent_tenant: str
     silent_for_days: int
     dominated_tenant: str
+    troubles: list[Trouble]  # of the last minutes, for the detector
 
 
 def demo_fleet(seed: int = 7) -> DemoFleet:
@@ -64,7 +78,17 @@ def demo_fleet(seed: int = 7) -> DemoFleet:
         key=lambda index: agents[index].tokens_a_day,
     )
     agents[looping] = replace(agents[looping], night=0.9)  # so that a weekend shows the loop as well
-    return DemoFleet(agents, agents[looping].agent_id, agents[looping].tenant_id, 9, "org-umbrella", 4, "org-hooli")
+    of = {tenant: [agent for agent in agents if agent.tenant_id == f"org-{tenant}"] for tenant in sizes}
+    troubles = [
+        Trouble("org-globex: an agent in a retry loop", of["globex"][0], 3.0),
+        Trouble("org-initech: a credential used from a network it never came from", of["initech"][0], 150.0,
+                client_ip="203.0.113.77"),
+        Trouble("org-stark: an agent that does not keep its tokens", of["stark"][0], 20.0),
+        Trouble("org-globex: an agent whose requests fail", of["globex"][1], 15.0, outcome="failure"),
+    ]  # fmt: skip
+    return DemoFleet(
+        agents, agents[looping].agent_id, agents[looping].tenant_id, 9, "org-umbrella", 4, "org-hooli", troubles
+    )
 
 
 def demo_history(fleet: DemoFleet, now: datetime, seed: int = 7) -> Iterator[Event]:
@@ -88,6 +112,11 @@ def demo_history(fleet: DemoFleet, now: datetime, seed: int = 7) -> Iterator[Eve
                 at = start_ms + int(pick.random() * 3_600_000)
                 if at <= now_ms:
                     yield demo_event(pick, agent, at)
+    for trouble in fleet.troubles:
+        for number in range(int(60 * trouble.minutes / trouble.seconds)):
+            event = demo_event(pick, trouble.agent, now_ms - int(1000 * trouble.seconds * (number + pick.random())))
+            address = trouble.client_ip or event.client_ip
+            yield event._replace(outcome=trouble.outcome, client_ip=address)
 
 
 def demo_event(pick: random.Random, agent: DemoAgent, issued_at_ms: int) -> Event:
@@ -99,8 +128,8 @@ def demo_event(pick: random.Random, agent: DemoAgent, issued_at_ms: int) -> Even
         agent_id=agent.agent_id,
         outcome="failure" if pick.random() < 0.02 else "success",
         grant_type="client_credentials",
-        scope=pick.choice(_SCOPES),
-        client_ip=f"192.0.2.{pick.randrange(1, 255)}",
+        scope=_SCOPES[crc32(agent.agent_id.encode()) % len(_SCOPES)],
+        client_ip=f"192.0.2.{crc32(agent.agent_id.encode()) % 254 + 1}",
         user_agent="demo-agent/1.0",
         source="demo",
         expires_in=3600,
