@@ -155,6 +155,7 @@ def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
         now=time.time(),
         lifetime=12 * 3600,
     )
+    troubles = "\n              ".join(trouble.story for trouble in fleet.troubles)
     curl = 'curl -s -H "Authorization: Bearer $TOKEN"'
     return f"""
   query API   {api}   (OpenAPI: {api}/openapi.json)
@@ -163,10 +164,7 @@ def _demo_text(settings: Settings, key: DevKey, fleet: DemoFleet) -> str:
   stories     {fleet.looping_tenant}: one agent looped {fleet.looping_days_ago} days ago
               {fleet.silent_tenant}: silent for {fleet.silent_for_days} days
               {fleet.dominated_tenant}: one agent takes most of the tokens
-              {
-        '''
-              '''.join(trouble.story for trouble in fleet.troubles)
-    }
+              {troubles}
   alerts      of all of them in a minute or two: {_command()} alerts --url http://{exporter}
 
 A token of {fleet.looping_tenant}, valid for 12 hours (for another tenant: {_command()} token --tenant NAME):

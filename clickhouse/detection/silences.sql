@@ -1,7 +1,7 @@
 -- Every bin in [since, until), which lie in one day, of tenants that are ten days old. What is missing since the last
 -- token has to be surprising, has to be tokens enough, and the silence longer than any. A score of 1 is the limit.
 INSERT INTO verdicts (tenant_id, kind, agent_id, bin, severity, score, observed, expected, detail, generation)
-SELECT tenant_id, 'silence', '', at, 'page',
+SELECT tenant_id, 'silence', '', at, if(how > 2, 'page', 'ticket'),
     least(sum(surprise * missed) / 9, sum(lacking * missed) / 7, any(silent) / any(limit)) AS how,
     0, sum(usual * missed), toString(any(since_last)), {generation:UInt64}
 FROM
