@@ -107,7 +107,7 @@ class StoreMetrics:
         )
         self._store_free_ratio = LateGauge(
             "agentidp_analytics_store_free_ratio",
-            "Free share (0 to 1) of the room that the store has, its own bytes and the free ones; of shards the smallest.",
+            "Free share (0 to 1) of the room that the store has, its own bytes and the free ones; of shards the least.",
             registry=registry,
         )
         self._store_parts = LateGauge(
