@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,25 +26,33 @@ class BudgetsError(ValueError):
 class BudgetsFile:
     """A TOML file, read again when it changes: `org-a = 100000` under [tenants], and under [agents.org-a] its agents.
 
-    One thread at a time. Raises BudgetsError when it is made on a file that cannot be used.
+    Raises BudgetsError when it is made on a file that cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.failures = 0  # changes of the file that could not be used
+        self.reload_worked = True
+        self.read_at = time.time()  # Unix seconds of the last time that it could be read
         self._watch = FileWatch(path)
         self._budgets = read_budgets(path)
 
     def current(self) -> list[Budget]:
         """The budgets as of now: those of the file, or the last ones it had while it cannot be used."""
-        if self._watch.changed():
-            try:
-                self._budgets = read_budgets(self.path)
-                logger.info("--budgets %s was read again: %d budgets", self.path, len(self._budgets))
-            except BudgetsError as error:
-                self.failures += 1
-                logger.warning("%s; the budgets before go on", error)
+        self.refresh()
         return self._budgets
+
+    def refresh(self) -> None:
+        """Reads the file if it has changed; one that cannot be used leaves what was."""
+        if not self._watch.changed():
+            return
+        try:
+            self._budgets = read_budgets(self.path)
+        except BudgetsError as error:
+            self.reload_worked = False
+            logger.warning("%s; the budgets before go on", error)
+        else:
+            self.reload_worked, self.read_at = True, time.time()
+            logger.info("--budgets %s was read again: %d budgets", self.path, len(self._budgets))
 
 
 def read_budgets(path: Path) -> list[Budget]:

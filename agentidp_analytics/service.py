@@ -10,14 +10,14 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Final, NamedTuple, Protocol
 
 import click
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from agentidp_analytics.budgets_file import BudgetsFile
+from agentidp_analytics.files import FileMetrics, Files
+from agentidp_analytics.measuring import every_minute
 from agentidp_analytics.settings import Settings
 from clickhouse.commit import GroupCommit
 from clickhouse.daily import DailyRound
@@ -35,10 +35,7 @@ from exporter.web_config import WebConfig
 from query_api.app import build_app
 from query_api.auth.verifier import Verifier, open_verifier
 from query_api.http.server import ApiServer
-from query_api.http.tls import ServerCertificate
-from query_api.ingest.sources import SourceTokens
 from query_api.ports import Readiness
-from query_api.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
 
@@ -46,27 +43,6 @@ VERSION: Final = version("agentidp-analytics")
 # File descriptors beside those of connections: of an embedded store while it merges and answers many questions at once
 # (140 over those of an idle process were seen), and of connections that are accepted only to be closed.
 OTHER_FILES: Final = 400
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """The files that settings name, read."""
-
-    sources: SourceTokens | None
-    certificate: ServerCertificate | None
-    web_config: WebConfig | None
-    budgets: BudgetsFile | None
-
-    @classmethod
-    def read(cls, settings: Settings) -> Files:
-        """Raises SourceTokensError, TlsFilesError, WebConfigError or BudgetsError for one that cannot be used."""
-        api = settings.api if settings.tokens else ApiSettings()  # without the API, nobody uses its files
-        return cls(
-            sources=SourceTokens(api.ingest_token_file) if api.ingest_token_file else None,
-            certificate=ServerCertificate(api.tls_cert, api.tls_key) if api.tls_cert and api.tls_key else None,
-            web_config=WebConfig(settings.exporter.web_config_file) if settings.exporter.web_config_file else None,
-            budgets=BudgetsFile(settings.budgets) if settings.budgets else None,
-        )
 
 
 def authority(host: str, port: int) -> str:
@@ -96,6 +72,7 @@ async def running(settings: Settings) -> AsyncIterator[None]:
         collector(registry=registry)
     # Before the store: a wrong setting must not leave a new store behind.
     files = Files.read(settings)
+    registry.register(FileMetrics(files))
     listen = {} if settings.only == "exporter" else {"--listen": (settings.api.host, settings.api.port)}
     require_free_addresses({**listen, "--metrics-listen": (settings.exporter.host, settings.exporter.port)})
     async with contextlib.AsyncExitStack() as stack:
@@ -165,6 +142,7 @@ async def _start_api(
     in_background(stack, _every_day(store.daily(settings.retention_days)))
     detector = store.detector(files.budgets.current) if files.budgets else store.detector()
     in_background(stack, _every_five_minutes(detector, store.metrics))
+    in_background(stack, every_minute(store))
 
 
 class Ready(NamedTuple):

@@ -12,7 +12,7 @@ totals, fleet        all tenants for the exporter; with counters_file beside an 
 removal              retention and erasure
 audit, daily         everything recounted and compared; what is done every night
 export               every event, to take elsewhere
-store                all of this put together once a process; metrics of it
+store                all of this put together once a process; metrics of it, and its size on disk
 cluster, failover    which servers make a shard, which is its primary, and how another becomes it
 sharded              a store over several shards
 open_store           the store that a DSN leads to

@@ -69,6 +69,7 @@ class DailyRound:
             removed = self._store.removal.retain(self._retention_days, now)
             if removed:
                 logger.info("retention: removed events of %d tenants", len({entry.tenant_id for entry in removed}))
+            self._store.metrics.retention_last_success.set(self._clock())
         yesterday = now.date() - timedelta(days=1)
         self._store.upkeep.settle()
         report = self._store.verify(yesterday, yesterday)

@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from clickhouse.size import Size
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000, 20_000, 50_000)
 
@@ -21,8 +23,8 @@ class LateGauge(Collector):
         self._value: float | None = None
         registry.register(self)
 
-    def set(self, value: float) -> None:
-        """Shows `value` from now on."""
+    def set(self, value: float | None) -> None:
+        """Shows `value` from now on; None shows nothing."""
         self._value = value
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -87,6 +89,32 @@ class StoreMetrics:
             "Rounds of the detector that the store did not answer; alerts stay as they were.",
             registry=registry,
         )
+        # From this process alone: what retention writes down says how far it went, and nothing when it found nothing.
+        self.retention_last_success = LateGauge(
+            "agentidp_analytics_retention_last_success_timestamp_seconds",
+            "When this process last ended a retention (Unix time), whether there was something to remove or not.",
+            registry=registry,
+        )
+        self._store_bytes = LateGauge(
+            "agentidp_analytics_store_bytes",
+            "Bytes of the store's tables on disk, without what other replicas repeat.",
+            registry=registry,
+        )
+        self._store_free_bytes = LateGauge(
+            "agentidp_analytics_store_free_bytes",
+            "Free bytes of the store's disk; of several, where the fewest are.",
+            registry=registry,
+        )
+        self._store_free_ratio = LateGauge(
+            "agentidp_analytics_store_free_ratio",
+            "Free share (0 to 1) of the room that the store has, its own bytes and the free ones; of shards the least.",
+            registry=registry,
+        )
+        self._store_parts = LateGauge(
+            "agentidp_analytics_store_parts",
+            "Parts of the partition that has most.",
+            registry=registry,
+        )
         self.verify_differences = LateGauge(
             "agentidp_analytics_verify_differences",
             "Tenant-days of the last daily check whose rollups differ from a recount of the raw events.",
@@ -102,3 +130,10 @@ class StoreMetrics:
             "When the last daily check ended (Unix time).",
             registry=registry,
         )
+
+    def measured(self, size: Size) -> None:
+        """Shows how large the store is."""
+        self._store_bytes.set(size.bytes)
+        self._store_free_bytes.set(size.free_bytes)
+        self._store_free_ratio.set(size.free_ratio)
+        self._store_parts.set(size.parts)

@@ -23,6 +23,7 @@ from clickhouse.fleet import Fleet
 from clickhouse.metrics import StoreMetrics
 from clickhouse.queries import Queries
 from clickhouse.removal import Removal, Removed
+from clickhouse.size import Size, together
 from clickhouse.store import Store
 from clickhouse.tenant import TenantId
 from clickhouse.totals import Totals
@@ -257,6 +258,10 @@ class ShardedStore:
     def daily(self, retention_days: int | None) -> DailyRound:
         """As Store.daily."""
         return DailyRound(self, retention_days=retention_days, clock=self._clock)
+
+    def size(self) -> Size:
+        """As Store.size, of all primaries. Raises StoreError if one shard does: the sum would have shrunk."""
+        return together([shard.size() for shard in self.shards])
 
     def verify(
         self,

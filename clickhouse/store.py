@@ -24,6 +24,7 @@ from clickhouse.metrics import StoreMetrics
 from clickhouse.queries import Queries
 from clickhouse.removal import Removal
 from clickhouse.rollups import Rollups
+from clickhouse.size import Size, measure
 from clickhouse.totals import Totals
 from clickhouse.upkeep import Upkeep
 from clickhouse.writer import Writer
@@ -73,6 +74,10 @@ class Store:
     def daily(self, retention_days: int | None) -> DailyRound:
         """What is done every night; `retention_days` None keeps all."""
         return DailyRound(self, retention_days=retention_days, clock=self._clock)
+
+    def size(self) -> Size:
+        """What it takes on disk and what is left. Raises StoreError."""
+        return measure(self.connection)
 
     def verify(
         self,

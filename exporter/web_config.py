@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -17,18 +19,28 @@ _Stamp = tuple[int, int, int, int] | None
 
 
 class WebConfig:
-    """A web configuration file. A broken new version of any file is logged, and what was read before stays."""
+    """A web configuration file. A broken new version of any file is logged, and what was read before stays.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    `certificate` is the content of the certificate file in use, None without TLS; `read_at` (Unix seconds) is when what
+    is in use was read, `reload_worked` tells whether the last attempt since did. `clock` gives Unix seconds.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], clock: Callable[[], float] = time.time) -> None:
         """Raises WebConfigError if the file, or one it names, cannot be used."""
         self._path = Path(path)
         self._stamps: dict[Path, _Stamp] = {}
-        self._settings, self._context = self._read()
+        self._clock = clock
+        self._settings, self._context, self.certificate = self._read()
+        self.reload_worked, self.read_at = True, clock()
+
+    def refresh(self) -> None:
+        """Reads the files again if one of them has changed."""
+        if any(stamp != _stamp(path) for path, stamp in self._stamps.items()):
+            self._read_again()
 
     def settings(self) -> WebSettings:
         """The settings in use, after a look at the files."""
-        if any(stamp != _stamp(path) for path, stamp in self._stamps.items()):
-            self._read_again()
+        self.refresh()
         return self._settings
 
     def ssl_context(self) -> ssl.SSLContext | None:
@@ -42,24 +54,26 @@ class WebConfig:
             raise RuntimeError("there is no TLS in this web configuration")
         return self._context
 
-    def _read(self) -> tuple[WebSettings, ssl.SSLContext | None]:
+    def _read(self) -> tuple[WebSettings, ssl.SSLContext | None, bytes | None]:
         # Stamps are taken before the files are read: a change in between is then noticed by the next look.
         self._stamps = {self._path: _stamp(self._path)}
         settings = read_web_settings(self._path)
         if settings.tls is None:
-            return settings, None
+            return settings, None, None
         self._stamps |= {path: _stamp(path) for path in settings.tls.files}
-        return settings, _server_context(settings.tls, self._path)
+        return settings, *_server_context(settings.tls, self._path)
 
     def _read_again(self) -> None:
         try:
-            settings, context = self._read()
+            settings, context, certificate = self._read()
             if (context is None) != (self._context is None):
                 raise WebConfigError(f"{self._path}: tls_server_config: turning TLS on or off needs a restart")
         except WebConfigError as error:
+            self.reload_worked = False
             _logger.error("%s; the web configuration read before stays in use", error)  # noqa: TRY400
         else:
-            self._settings, self._context = settings, context
+            self._settings, self._context, self.certificate = settings, context, certificate
+            self.reload_worked, self.read_at = True, self._clock()
             _logger.info("%s: web configuration read again", self._path)
 
 
@@ -90,13 +104,17 @@ def _stamp(path: Path) -> _Stamp:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
-def _server_context(tls: TlsSettings, path: Path) -> ssl.SSLContext:
-    """Raises WebConfigError, naming `path` and the key, if a file cannot be used."""
+def _server_context(tls: TlsSettings, path: Path) -> tuple[ssl.SSLContext, bytes]:
+    """The context, and the content of the certificate file, which a context does not tell.
+
+    Raises WebConfigError, naming `path` and the key, if a file cannot be used.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(tls.cert_file, tls.key_file, _refuse_password)
+        certificate = tls.cert_file.read_bytes()
     except (OSError, _EncryptedKeyError) as error:
         raise _unusable(path, "cert_file and key_file", (tls.cert_file, tls.key_file), error) from None
     if tls.client_ca_file is not None:
@@ -105,7 +123,7 @@ def _server_context(tls: TlsSettings, path: Path) -> ssl.SSLContext:
         except OSError as error:
             raise _unusable(path, "client_ca_file", (tls.client_ca_file,), error) from None
     context.verify_mode = tls.client_auth
-    return context
+    return context, certificate
 
 
 class _EncryptedKeyError(Exception):

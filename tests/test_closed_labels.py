@@ -62,6 +62,10 @@ def test_every_labelled_metric_of_a_fresh_service_is_there_with_all_its_values(t
     }
     routes = {(route,) for route in operations()}
     expected |= {f"http_request_duration_seconds{part}": routes for part in ("", "_count", "_sum")}
+    # Of the files that this service was given; all of the set are in tests/agentidp_analytics/test_files.py.
+    expected |= {
+        f"reload_{what}": {("ingest_token_file",)} for what in ("successful", "last_success_timestamp_seconds")
+    }
     build = found.pop("build_info")
     assert list(build.values()) == [1]
     assert {name: set(values) for name, values in found.items()} == expected

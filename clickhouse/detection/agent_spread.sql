@@ -4,9 +4,11 @@ SELECT tenant_id, at, agent_id, sumIf(used, ago < 6), sumIf(used, is_night), sum
     countIf(is_night AND used > 0), {generation:UInt64}
 FROM
 (
-    SELECT tenant_id, agent_id, ago, hour + 3600 * ago AS at, ago % 24 < 12 AS is_night, bins AS used, issued AS tokens
-    FROM agent_hour FINAL ARRAY JOIN range(60) AS ago
+    SELECT tenant_id, agent_id, intDiv(start - toUnixTimestamp(hour), 3600) AS ago, toDateTime(start, 'UTC') AS at,
+        ago % 24 < 12 AS is_night, bins AS used, issued AS tokens
+    FROM agent_hour FINAL ARRAY JOIN range({since:UInt32}, {until:UInt32}, 3600) AS start
     WHERE hour >= toDateTime({since:UInt32} - 212400, 'UTC') AND hour < toDateTime({until:UInt32}, 'UTC')
+        AND start >= toUnixTimestamp(hour) AND start < toUnixTimestamp(hour) + 216000
 )
-WHERE at >= toDateTime({since:UInt32}, 'UTC') AND at < toDateTime({until:UInt32}, 'UTC') AND (is_night OR ago < 6)
+WHERE is_night OR ago < 6
 GROUP BY tenant_id, at, agent_id

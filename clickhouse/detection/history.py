@@ -23,7 +23,7 @@ DAYS: Final = 60  # that anything is compared with
 _NEAR: Final = (-HOUR, 0, HOUR)
 
 # One core: questions and commits come first, and nobody waits for this.
-IN_THE_BACKGROUND: Final = {"max_threads": 1}
+IN_THE_BACKGROUND: Final = {"max_threads": 1, "max_bytes_before_external_group_by": 1024**3}
 
 _STALE_HOURS: Final = """
 SELECT DISTINCT toUnixTimestamp(toStartOfHour(slot)) AS hour FROM agent_slot

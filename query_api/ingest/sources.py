@@ -7,7 +7,8 @@ import hmac
 import logging
 import re
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -48,17 +49,22 @@ class SourceTokens:
 
     `name=` (for the log), `tenants=a,b` and `prefix=a-,b-` (whose events it may send), `hmac=` (the secret that its
     requests must be signed with). Empty lines and lines that start with # are skipped.
+
+    `read_at` (Unix seconds) is when what is in use was read; `reload_worked` tells whether the last attempt since did.
+    `clock` gives Unix seconds.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Reads the file. Raises SourceTokensError."""
+        self._clock = clock
         self._path = path
         self._watch = FileWatch(path)
         self._sources = self._read()
+        self.reload_worked, self.read_at = True, clock()
 
     def find(self, token: str) -> Source | None:
         """The source with this token. Takes the same time whichever it is, and whether there is one."""
-        self._refresh()
+        self.refresh()
         digest = _digest(token.encode("utf-8", "surrogateescape"))
         found = None
         for source in self._sources:
@@ -66,16 +72,19 @@ class SourceTokens:
                 found = source
         return found
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Reads the file again if it has changed."""
         if not self._watch.changed():
             return
         try:
             sources = self._read()
         except SourceTokensError as error:
+            self.reload_worked = False
             # Sources that were trusted a second ago are better than none: a refused sender may drop its events.
             logger.error("the source tokens stay as they were: %s", error)  # noqa: TRY400 - the message says it all
             return
         self._sources = sources
+        self.reload_worked, self.read_at = True, self._clock()
         logger.info("source tokens read again", extra={"fields": {"sources": len(sources)}})
 
     def _read(self) -> Sequence[Source]:

@@ -97,6 +97,19 @@ def test_a_tenant_is_on_one_shard_and_every_replica_of_it_has_it(cluster: Cluste
     assert sum(fleet.tokens_issued) == len(EVENTS)
 
 
+def test_the_size_of_a_cluster_is_that_of_its_primaries(store: ShardedStore) -> None:
+    for shard in store.shards:
+        shard.connection.command("SYSTEM STOP MERGES")  # else sizes change between two looks
+    store.writer.write(EVENTS)
+    shards = [shard.size() for shard in store.shards]
+    whole = store.size()
+    assert min(size.bytes for size in shards) > 0
+    assert (whole.bytes, whole.parts) == (sum(size.bytes for size in shards), max(size.parts for size in shards))
+    assert whole.free_bytes is not None
+    for shard in store.shards:
+        shard.connection.command("SYSTEM START MERGES")
+
+
 def test_counters_of_all_shards_are_recorded_where_their_tenants_are(cluster: Cluster, store: ShardedStore) -> None:
     store.writer.write(EVENTS)
     store.upkeep.settle()
