@@ -207,7 +207,8 @@ ENGINE = ReplacingMergeTree(generation)
 ORDER BY name
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
--- Slots that were counted before this step have no bins yet: those that the detector looks back at are counted anew.
+-- Slots that were counted before this step have no bins yet: those that the detector looks back at are counted anew. As
+-- marks of a segment that is older than any process, so that whoever comes first takes them up.
 INSERT INTO marks (tenant_id, slot, segment, open)
-SELECT tenant_id, slot, bitShiftLeft(toUInt64(toUnixTimestamp64Milli(now64(3, 'UTC'))), 20), 1
-FROM agent_slot WHERE slot >= now('UTC') - INTERVAL 62 DAY GROUP BY tenant_id, slot
+SELECT tenant_id, slot, 1, 1 FROM agent_slot
+WHERE slot >= (SELECT max(slot) - 5356800 FROM agent_slot) GROUP BY tenant_id, slot
