@@ -142,7 +142,7 @@ class Inquiries:
 
 
 def _encoded(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def _text(status: int, message: str, retry_after: int | None = None) -> web.Response:

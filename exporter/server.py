@@ -1,6 +1,6 @@
 """The HTTP face: /metrics, health, readiness, a landing page, the operators' questions.
 
-No answer repeats anything of its request but the tenant and the agent that an operator asked about, once they are found.
+No answer repeats anything of its request, but for a tenant and its agent that an operator asked about and that exist.
 """
 
 from __future__ import annotations
