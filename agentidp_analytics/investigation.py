@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from json import dumps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +39,7 @@ _source_options = options(
     option("--web-user", help="User of the exporter's basic auth, for --url."),
     option("--password-file", type=EXISTING_FILE, help="Its password, on the first line."),
     option("--ca-file", type=EXISTING_FILE, help="Authorities to trust for --url, PEM.  [default: the system's]"),
-    option("--json", "as_json", is_flag=True, help="Print the JSON that the service answers, on one line."),
+    option("--json", is_flag=True, help="Print the JSON that the service answers, on one line."),
     log_format_option,
 )
 # fmt: on
@@ -79,13 +79,13 @@ class StoreSource:
 @_source_options
 @option("--tenant", help="Only this tenant's.  [default: all tenants']")
 @option("--days", type=_DAYS, default=7, show_default=True, help="Alerts that lasted at any time of so many days.")
-def alerts_command(tenant: str | None, days: int, as_json: bool, **where: Any) -> None:
+def alerts_command(tenant: str | None, days: int, json: bool, **where: Any) -> None:
     """Prints what is or was unusual, newest first."""
     whose = None if tenant is None else tenant_option(tenant)
     with _source(**where) as source:
         body = source.alerts(whose, days)
-    if as_json:
-        _print([json.dumps(body)])
+    if json:
+        _print([dumps(body)])
     elif body["data"]:
         _print(alert_table(body["data"]))
     else:
@@ -97,7 +97,7 @@ def alerts_command(tenant: str | None, days: int, as_json: bool, **where: Any) -
 @option("--tenant", required=True, help="The agent's tenant.")
 @option("--agent", required=True, help="The agent.")
 @option("--days", type=_DAYS, default=30, show_default=True, help="UTC days to look at, ending today.")
-def investigate(tenant: str, agent: str, days: int, as_json: bool, **where: Any) -> None:
+def investigate(tenant: str, agent: str, days: int, json: bool, **where: Any) -> None:
     """Prints what an agent did: its days, networks, user agents, grant types, scopes and alerts."""
     whose, who = tenant_option(tenant), _agent_option(agent)
     with _source(**where) as source:
@@ -109,7 +109,7 @@ def investigate(tenant: str, agent: str, days: int, as_json: bool, **where: Any)
             f"--agent {agent!r}: tenant {tenant} never had this agent; is the name right, and the --tenant?"
         )
     alerts = [alert for alert in found if alert["agentId"] == who]
-    _print([json.dumps({**detail, "alerts": alerts})] if as_json else agent_report(detail, alerts))
+    _print([dumps({**detail, "alerts": alerts})] if json else agent_report(detail, alerts))
 
 
 @contextmanager
