@@ -1,4 +1,4 @@
-"""`alerts` and `investigate`: the same from a store and from the service that holds it; one line for what goes wrong."""
+"""`alerts` and `investigate`: the same from a store and from the service that holds it; one line for an error."""
 
 from __future__ import annotations
 
@@ -218,7 +218,8 @@ def test_password_and_authority_are_asked_for_in_turn(
     authority.write(tmp_path / "ca.pem", tmp_path / "ca.key")
     sign("server", authority).write(tmp_path / "server.pem", tmp_path / "server.key")
     (tmp_path / "web.yml").write_text(
-        f"tls_server_config: {{cert_file: server.pem, key_file: server.key}}\nbasic_auth_users: {{ops: {SECRET_HASH}}}\n"
+        "tls_server_config: {cert_file: server.pem, key_file: server.key}\n"
+        f"basic_auth_users: {{ops: {SECRET_HASH}}}\n"
     )
     (tmp_path / "password").write_text("s3cret\r\nnot this\n")
     (tmp_path / "wrong").write_text("another")
@@ -287,7 +288,7 @@ def answering(status: int = 200, body: bytes = b"{}") -> Iterator[Answering]:
         (503, b"The store cannot answer now\n", 1, "The store cannot answer now"),
         (500, b"\x1b[2Jboom", 1, r"answered 500: '\x1b[2Jboom'"),
         (302, b"", 1, "answered 302"),
-        *((200, body, 2, "not as an exporter does") for body in (b"", b"<html>", b"[]", b"5", b"{}", b"\xff", b"[" * 99_999)),
+        *((200, b, 2, "not as an exporter does") for b in (b"", b"<html>", b"[]", b"5", b"{}", b"\xff", b"[" * 99_999)),
     ],
 )  # fmt: skip
 def test_what_does_not_answer_as_an_exporter_is_one_line(
@@ -306,6 +307,7 @@ def test_what_is_asked_of_the_exporter_is_what_was_given(capsys: pytest.CaptureF
         url = f"http://127.0.0.1:{server.server_port}"
         cli.main(["alerts", "--url", url])
         cli.main(["alerts", "--url", url + "/", "--tenant", "org-a", "--days", "90"])
+        capsys.readouterr()
         fails(capsys, "investigate", "--url", url, "--tenant", "org-a", "--agent", "ü &=%")
     assert server.asked == [
         "/alerts?days=7",
@@ -327,6 +329,7 @@ def test_a_flag_wins_over_a_variable(
         monkeypatch.delenv("AGENTIDP_ANALYTICS_CA_FILE")
         monkeypatch.setenv("AGENTIDP_ANALYTICS_DSN", missing)
         cli.main(["alerts"])  # of two variables the address
+        capsys.readouterr()
         monkeypatch.delenv("AGENTIDP_ANALYTICS_URL")
         assert "does not exist" in fails(capsys, "alerts")
         cli.main(["alerts", "--url", url])

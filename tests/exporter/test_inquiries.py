@@ -110,7 +110,7 @@ def test_operators_are_told_of_all_tenants_or_of_one(connection: Connection) -> 
             assert list(everyone) == ["days", "data"]
             assert everyone["days"] == 7
             assert [entry["tenantId"] for entry in everyone["data"]] == ["org-2", "org-1"]
-            (alert,) = rig.alerts().of_tenant(TenantId("org-1"), 0, int(NOW_SECONDS))
+            (alert,) = rig.alerts().of_tenant(TenantId("org-1"), NOW_BIN - 86_400, int(NOW_SECONDS))
             assert everyone["data"][1] == {"tenantId": "org-1", **alert_body(alert)}
 
             _, _, body = await client.get("/alerts?tenant=org-1&days=90")
