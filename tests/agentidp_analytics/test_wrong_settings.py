@@ -11,7 +11,7 @@ from typing import Any
 import click
 import pytest
 
-from agentidp_analytics import cli, investigation, service, store_commands
+from agentidp_analytics import cli, exporter_client, investigation, service, store_commands
 from agentidp_analytics.dev_keys import DevKey
 from agentidp_analytics.options import EXISTING_FILE, Address, Duration, PerSecond
 
@@ -109,7 +109,7 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (store_commands, investigation, service, demo_module):
         monkeypatch.setattr(module, "open_store", opened)
     for question in ("alerts", "agent_detail"):
-        monkeypatch.setattr(investigation.ExporterClient, question, opened)
+        monkeypatch.setattr(exporter_client.ExporterClient, question, opened)
     for function in ("migrate_store", "failover_store"):
         monkeypatch.setattr(store_commands, function, opened)
 
