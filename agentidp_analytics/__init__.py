@@ -7,6 +7,8 @@ service              a running service: opened in order, closed in the opposite 
 measuring            the store's size, every minute
 store_commands       migrate, ingest, export, verify, erase; with backfill and progress for files,
                      ingest_client for a service that runs
+investigation        alerts, investigate: from a store, or by exporter_client from a service; report is their text
+service_url          where a running service is, for both clients
 demo                 serve on made-up events; with demo_events and dev_keys
 logs                 how every room's log lines are written
 """

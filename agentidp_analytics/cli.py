@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from agentidp_analytics import store_commands
+from agentidp_analytics import investigation, store_commands
 from agentidp_analytics.backfill import InputError
 from agentidp_analytics.budgets_file import BudgetsError
 from agentidp_analytics.demo import DEMO_AUDIENCE, DEMO_DIRECTORY, DEMO_ISSUER, demo
@@ -75,6 +75,8 @@ for command in (
     store_commands.verify_command,
     store_commands.erase,
     store_commands.failover_command,
+    investigation.alerts_command,
+    investigation.investigate,
     demo,
 ):
     cli.add_command(command)

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from isal import igzip
 
+from agentidp_analytics.service_url import ServiceUrl
 from clickhouse.errors import StoreError, StoreSetupError, StoreUnavailableError
 from clickhouse.event import Event
 
@@ -46,25 +46,19 @@ class RemoteWriter:
 
         Raises StoreSetupError for a URL, token or file that cannot be used.
         """
-        scheme, self._host, self._port = _address(url)
+        self._url = ServiceUrl(url, ca_file, example="http://127.0.0.1:3000")
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise StoreSetupError("--token-file holds no bearer token on its first line")
-        self._secure = scheme == "https"
-        if not self._secure and self._host not in ("127.0.0.1", "::1", "localhost"):
+        if self._url.is_open:
             logger.warning("--url %s sends the ingest token over the network without TLS", url)
         self._headers = {
             "Authorization": f"Bearer {token}",
             "Content-Type": "application/x-ndjson",
             "Content-Encoding": "gzip",
         }
-        self._url = url
         self._on_wait = on_wait
         self._sleep = sleep
         self._has_answered = False
-        try:
-            self._tls = ssl.create_default_context(cafile=ca_file)
-        except OSError as error:
-            raise StoreSetupError(f"--ca-file {ca_file} holds no usable PEM certificate: {error}") from error
 
     def write(self, events: Sequence[Event]) -> None:
         """Returns once the service has answered for every event.
@@ -108,11 +102,7 @@ class RemoteWriter:
             raise StoreError(f"{self._url} cannot be reached ({error}); is the service running there?") from error
 
     def _post(self, body: bytes) -> tuple[int, str, bytes]:
-        connection = (
-            http.client.HTTPSConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS, context=self._tls)
-            if self._secure
-            else http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
-        )
+        connection = self._url.connection(_TIMEOUT_SECONDS)
         try:
             connection.request("POST", _PATH, body, self._headers)
             response = connection.getresponse()
@@ -132,24 +122,6 @@ class RemoteWriter:
             rejected = answer.get("rejected")
             first = rejected[0] if isinstance(rejected, list) and rejected else answer
             raise StoreError(f"{self._url} refused events: {json.dumps(first)[:300]}")
-
-
-def _address(url: str) -> tuple[str, str, int | None]:
-    """(scheme, host, port) of a service's base URL. Raises StoreSetupError for any other."""
-    # Without what may be a password, wherever it stands.
-    wrong = f"--url {url.rpartition('@')[2]} is no address of a service; give one such as http://127.0.0.1:3000"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        host.encode("idna")
-    except ValueError as error:
-        raise StoreSetupError(wrong) from error
-    is_host = bool(host) and host.isprintable() and " " not in host and parts.username is None
-    if parts.scheme not in ("http", "https") or not is_host or port == 0:
-        raise StoreSetupError(wrong)
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise StoreSetupError(wrong)
-    return parts.scheme, host, port
 
 
 def _bodies(events: Sequence[Event]) -> Iterator[tuple[bytes, int]]:

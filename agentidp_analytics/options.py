@@ -91,11 +91,15 @@ def _configure_logging(_ctx: click.Context, _param: click.Parameter, value: str 
 
 
 # fmt: off
+cluster_option = option("--cluster", help="Name of the ClickHouse cluster to make replicated, sharded tables on.")
+log_format_option = option(
+    "--log-format", type=click.Choice(["json", "text"]), callback=_configure_logging, expose_value=False,
+    help="Of the structured logs on stderr.  [default: text on a terminal, else json]",
+)
 store_options = options(
     option("--dsn", default=default_dsn, show_default="chdb:///<cwd>/data",
            help="The store: chdb:///path (embedded) or clickhouse(s)://, http(s)://user:password@host:port/database."),
-    option("--cluster", help="Name of the ClickHouse cluster to make replicated, sharded tables on."),
-    option("--log-format", type=click.Choice(["json", "text"]), callback=_configure_logging, expose_value=False,
-           help="Of the structured logs on stderr.  [default: text on a terminal, else json]"),
+    cluster_option,
+    log_format_option,
 )
 # fmt: on

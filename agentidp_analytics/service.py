@@ -27,6 +27,7 @@ from clickhouse.metrics import StoreMetrics
 from clickhouse.open_store import open_store
 from clickhouse.sharded import ShardedStore
 from clickhouse.store import Store
+from exporter.inquiries import Inquiries
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
 from exporter.runner import MAX_CONNECTIONS, ExporterRunner
@@ -125,7 +126,7 @@ async def _start_api(
         sources=files.sources,
         verifier=verifier,
         questions=store.queries(settings.api.query_seconds),
-        alerts=store.alerts(),
+        alerts=store.alerts(settings.api.query_seconds),
         details=store.agent_details(settings.api.query_seconds),
         event_writer=commit,
         readiness=Ready((store, commit)),
@@ -176,7 +177,12 @@ async def _start_exporter(
             zero_hold=exporter.zero_hold,
             max_tenants=exporter.max_tenants,
         )
-        app = build_exporter(refresher, registry, web_config)
+        inquiries = Inquiries(
+            store.alerts(exporter.inquiry_seconds),
+            store.agent_details(exporter.inquiry_seconds),
+            seconds=exporter.inquiry_seconds,
+        )
+        app = build_exporter(refresher, registry, web_config, inquiries)
     runner = ExporterRunner(app)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

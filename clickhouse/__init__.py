@@ -9,6 +9,8 @@ marks, writer        events in: a mark for each slot, then the events; commit ga
 rollups, upkeep      marked slots are recounted from the events
 queries              the tenant's questions: marked slots from events, all others from rollups
 totals, fleet        all tenants for the exporter; with counters_file beside an embedded store
+alerts, alert        what the detector has found; with detection, which finds it, and watch, all of it for the exporter
+agent_detail         one agent, closely; alert_json is both as JSON
 removal              retention and erasure
 audit, daily         everything recounted and compared; what is done every night
 export               every event, to take elsewhere

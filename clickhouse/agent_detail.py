@@ -66,9 +66,10 @@ SELECT countIf(lifetime > 0), countIf(lifetime > 0 AND ms + 1000 * lifetime > {{
 FROM
 (
     SELECT toUnixTimestamp64Milli(issued_at) AS ms, toInt64(lifetime) AS lifetime,
-        ms - lagInFrame(ms, 1, 0) OVER chain < 500 * lagInFrame(lifetime, 1, 0) OVER chain AS is_held
+        ms < max(ms + 500 * lifetime) OVER earlier AS is_held
     FROM ({_COUNTED}) WHERE outcome = 'success'
-    WINDOW chain AS (PARTITION BY scope ORDER BY issued_at, event_id ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)
+    WINDOW earlier AS
+        (PARTITION BY scope ORDER BY issued_at, event_id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 )"""
 
 

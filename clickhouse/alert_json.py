@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from clickhouse.agent_detail import AgentDetail, Used, rfc3339
@@ -23,6 +24,11 @@ def alert_body(alert: Alert) -> dict[str, Any]:
         "expected": alert.expected,
         "message": alert.message,
     }
+
+
+def alerts_body(days: int, alerts: Iterable[Alert]) -> dict[str, Any]:
+    """What operators are told, across tenants: each entry says whose it is."""
+    return {"days": days, "data": [{"tenantId": alert.tenant_id, **alert_body(alert)} for alert in alerts]}
 
 
 def detail_body(tenant: str, agent: str, days: int, detail: AgentDetail) -> dict[str, Any]:

@@ -61,22 +61,24 @@ def verdicts_of(connection: Connection) -> list[tuple[str, str, str, str, int, i
 class Alerts:
     """Reads what the detector has said. Blocking; may be called from many threads; raises StoreError."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, seconds: float = 30.0) -> None:
+        """`seconds`: how long one statement may take before the engine ends it."""
         self._connection = connection
+        self._limit = {"max_execution_time": max(1, round(seconds))}
 
     def of_tenant(self, tenant: TenantId, since: int, now: int) -> list[Alert]:
         """The tenant's alerts that lasted at `since` or began later (Unix seconds), newest first."""
         return self._read(
             _OF_TENANT,
             {"tenant": str(tenant), "since": since, "now": now},
-            {"additional_table_filters": tenant_fence(tenant)},
+            {"additional_table_filters": tenant_fence(tenant), **self._limit},
         )
 
     def of_all(self, since: int, now: int) -> list[Alert]:
         """The same of every tenant."""
-        return self._read(_OF_ALL, {"since": since, "now": now})
+        return self._read(_OF_ALL, {"since": since, "now": now}, self._limit)
 
-    def _read(self, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> list[Alert]:
+    def _read(self, sql: str, parameters: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Alert]:
         return [
             Alert(
                 id=id_,

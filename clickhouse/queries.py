@@ -124,8 +124,6 @@ class Queries:
     def _ask(
         self, question: _Question, tenant: TenantId, since: date, until: date, page: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        if not isinstance(tenant, TenantId):
-            raise TypeError("a question needs a TenantId: an unchecked tenant could be somebody else's")
         fence = {
             "additional_table_filters": tenant_fence(tenant),
             # Nobody waits longer for it; a thread that goes on would be lost to others.
@@ -146,7 +144,9 @@ def tenant_fence(tenant: TenantId) -> str:
     """The value of `additional_table_filters` that hides every other tenant's rows from a statement.
 
     A second fence: it holds when a query forgets its WHERE. The engine takes no parameters here, so the text is
-    built; a TenantId has no character that could end the literal.
+    built; a TenantId has no character that could end the literal. Raises TypeError for any other string.
     """
-    condition = f"tenant_id = '{TenantId(tenant)}'".replace("'", "\\'")
+    if not isinstance(tenant, TenantId):
+        raise TypeError("a question needs a TenantId: an unchecked tenant could be somebody else's")
+    condition = f"tenant_id = '{tenant}'".replace("'", "\\'")
     return "{" + ", ".join(f"'{table}': '{condition}'" for table in _TENANT_TABLES) + "}"

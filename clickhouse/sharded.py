@@ -243,9 +243,9 @@ class ShardedStore:
         """As Store.totals."""
         return ShardedTotals([shard.totals() for shard in self.shards], self._threads)
 
-    def alerts(self) -> ShardedAlerts:
+    def alerts(self, seconds: float = 30.0) -> ShardedAlerts:
         """As Store.alerts."""
-        return ShardedAlerts([shard.alerts() for shard in self.shards])
+        return ShardedAlerts([shard.alerts(seconds) for shard in self.shards])
 
     def agent_details(self, seconds: float = 30.0) -> ShardedAgentDetails:
         """As Store.agent_details."""

@@ -59,9 +59,9 @@ class Store:
         path = self.connection.counters_file
         return Totals(self.connection, clock=self._clock, counters_file=CountersFile(path) if path else None)
 
-    def alerts(self) -> Alerts:
-        """What the detector has found."""
-        return Alerts(self.connection)
+    def alerts(self, seconds: float = 30.0) -> Alerts:
+        """What the detector has found; the engine ends a statement after `seconds`."""
+        return Alerts(self.connection, seconds)
 
     def agent_details(self, seconds: float = 30.0) -> AgentDetails:
         """One agent, closely; the engine ends a statement after `seconds`."""

@@ -1,4 +1,7 @@
-"""The HTTP face: /metrics, health, readiness and a landing page. No answer repeats anything of its request."""
+"""The HTTP face: /metrics, health, readiness, a landing page, the operators' questions.
+
+No answer repeats anything of its request, but for a tenant and its agent that an operator asked about and that exist.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from exporter.basic_auth import BasicAuth, TooManyChecksError
 from exporter.exposition import EMPTY
+from exporter.inquiries import Inquiries, TooManyInquiriesError
 from exporter.metrics import ExporterMetrics, render_registry, require_no_tenant_family
 from exporter.negotiation import accepts_gzip, choose_format
 from exporter.refresher import Refresher
@@ -33,25 +37,32 @@ _LANDING_PAGE: Final = """<!DOCTYPE html>
 <h1>AgentIdP analytics exporter</h1>
 <ul>
 <li><a href="/metrics">Metrics</a></li>
-<li><a href="/-/healthy">Health</a></li>
+{inquiries}<li><a href="/-/healthy">Health</a></li>
 <li><a href="/-/ready">Readiness</a></li>
 </ul>
 </body>
 </html>
 """
+_ALERTS_LINK: Final = '<li><a href="/alerts">Alerts of the last seven days</a></li>\n'
+
+_Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_app(
-    refresher: Refresher | None, registry: CollectorRegistry, web_config: WebConfig | None = None
+    refresher: Refresher | None,
+    registry: CollectorRegistry,
+    web_config: WebConfig | None = None,
+    inquiries: Inquiries | None = None,
 ) -> web.Application:
-    """The application; it starts and stops `refresher`. Run it with `exporter.runner.ExporterRunner`.
+    """The application; it starts and stops `refresher` and `inquiries`. Run it with `exporter.runner.ExporterRunner`.
 
     Without a refresher it serves what is on `registry` and no tenants: for a process that leaves them to another.
+    Without inquiries it has neither /alerts nor /agents/detail.
 
     For TLS, listen with `web_config.ssl_context()`. Raises ValueError if `registry` has a tenant family.
     """
     require_no_tenant_family(registry)
-    pages = _Pages(refresher, registry, web_config)
+    pages = _Pages(refresher, registry, web_config, inquiries)
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", pages.answer, expect_handler=_ignore_expectation)
     app.on_response_prepare.append(_leave_out_versions)
@@ -60,7 +71,13 @@ def build_app(
 
 
 class _Pages:
-    def __init__(self, refresher: Refresher | None, registry: CollectorRegistry, web_config: WebConfig | None) -> None:
+    def __init__(
+        self,
+        refresher: Refresher | None,
+        registry: CollectorRegistry,
+        web_config: WebConfig | None,
+        inquiries: Inquiries | None,
+    ) -> None:
         self._refresher = refresher
         # Without tenants there is no `up` to show: it would say that the other process is down.
         self._metrics = refresher.metrics if refresher else ExporterMetrics(CollectorRegistry(), "")
@@ -68,18 +85,26 @@ class _Pages:
         self._web_config = web_config
         self._basic_auth = BasicAuth()
         self._scrapes = 0
-        self._pages: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+        self._inquiries = inquiries
+        self._pages: dict[str, _Page] = {
             "/": self._landing,
             "/metrics": self._scrape,
             "/-/healthy": self._healthy,
             "/-/ready": self._ready,
         }
+        if inquiries is not None:
+            self._pages |= {
+                "/alerts": self._unless_busy(inquiries.alerts),
+                "/agents/detail": self._unless_busy(inquiries.agent_detail),
+            }
 
     async def lifetime(self, _: web.Application) -> AsyncIterator[None]:
         if self._refresher:
             await self._refresher.start()
         yield
         self._basic_auth.close()
+        if self._inquiries:
+            await self._inquiries.stop()
         if self._refresher:
             await self._refresher.stop()
 
@@ -112,8 +137,18 @@ class _Pages:
         self._metrics.scrapes_refused.labels("busy").inc()
         return web.Response(status=503, text="Service Unavailable\n", headers={hdrs.RETRY_AFTER: "1"})
 
+    def _unless_busy(self, page: _Page) -> _Page:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                return await page(request)
+            except TooManyInquiriesError:
+                return self._busy()
+
+        return answer
+
     async def _landing(self, _: web.Request) -> web.StreamResponse:
-        return web.Response(text=_LANDING_PAGE, content_type="text/html")
+        text = _LANDING_PAGE.format(inquiries=_ALERTS_LINK if self._inquiries else "")
+        return web.Response(text=text, content_type="text/html")
 
     async def _healthy(self, _: web.Request) -> web.StreamResponse:
         return web.Response(text="Healthy\n")

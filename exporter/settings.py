@@ -16,6 +16,7 @@ class ExporterSettings:
     max_tenants: int = 10_000
     zero_hold: float = 15.0
     web_config_file: Path | None = None
+    inquiry_seconds: float = 30.0
 
     @property
     def max_age(self) -> float:

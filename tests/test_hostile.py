@@ -21,7 +21,10 @@ from tests.support.hostile_tokens import Answer, Attack, Issuer, JwksServer, att
 from tests.support.service import INGEST_TOKEN, ROOT, Service, request
 
 ISSUER = Issuer()
-PATHS = ("/api/v1/analytics/tokens", "/api/v1/analytics/agents/activity", "/api/v1/analytics/agents")
+PATHS = (
+    *("/api/v1/analytics/tokens", "/api/v1/analytics/agents/activity", "/api/v1/analytics/agents"),
+    *("/api/v1/analytics/alerts", "/api/v1/analytics/agents/detail?agent=a"),
+)
 AT_ONCE = 16
 
 
@@ -43,6 +46,8 @@ def test_every_hostile_token_on_every_endpoint(tmp_path: Path) -> None:
             now = time.time()
             cases = [*attacks(ISSUER, now, f"{jwks.origin}/elsewhere"), *controls(ISSUER, now)]
             assert len(cases) > 300
+            known = {"event_id": "1", "tenant_id": ISSUER.tenant, "agent_id": "a", "issued_at": now}
+            assert (await asyncio.to_thread(service.post, known))[0] == 200
             limit = asyncio.Semaphore(AT_ONCE)
 
             async def judge(path: str, attack: Attack) -> list[str]:

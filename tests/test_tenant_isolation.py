@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from clickhouse.agent_detail import AgentDetails
+from clickhouse.alerts import Alerts
 from clickhouse.connection import Connection
 from clickhouse.event import Event
 from clickhouse.marks import Segments
@@ -16,6 +18,7 @@ from clickhouse.queries import Queries, tenant_fence
 from clickhouse.tenant import TenantId
 from tests.support.rig import NOW, Rig
 from tests.support.service import Service, request, wait_for
+from tests.support.verdicts import Verdict, say
 
 OURS, CANARY = "org-ours", "org-canary"
 CANARY_AGENT = "canary-agent-3f9c"
@@ -28,6 +31,7 @@ UNFENCED = {
     "tenant_slot": "SELECT tenant_id, sum(issued) FROM tenant_slot FINAL GROUP BY tenant_id",
     "agent_day": "SELECT tenant_id, sum(issued) FROM agent_day FINAL GROUP BY tenant_id",
     "tenant_day": "SELECT tenant_id, sum(issued) FROM tenant_day FINAL GROUP BY tenant_id",
+    "verdicts": "SELECT tenant_id, max(score) FROM verdicts FINAL GROUP BY tenant_id",
     "join": "SELECT e.tenant_id, count() FROM events AS e JOIN tenant_slot AS s ON e.event_id != toString(s.slot) "
     "GROUP BY e.tenant_id",
     "or": "SELECT tenant_id, count() FROM events WHERE tenant_id = 'org-ours' OR 1 GROUP BY tenant_id",
@@ -42,6 +46,7 @@ def two_tenants(connection: Connection) -> Connection:
     at = int(NOW.timestamp() * 1000) - 3_600_000
     for name in (OURS, CANARY):
         rig.writer.write([Event(name, at, f"{name}-{number}", f"{name}-agent") for number in range(5)])
+        say(connection, [Verdict(name, "spike", f"{name}-agent", at // 1000)])
     rig.upkeep.settle()
     rig.writer.write([Event(name, at - 86_400_000, f"{name}-dirty", f"{name}-agent") for name in (OURS, CANARY)])
     return connection
@@ -58,13 +63,28 @@ def test_a_query_without_its_where_gets_nothing_of_another_tenant(two_tenants: C
 @pytest.mark.parametrize("tenant", [None, OURS, "", b"org-ours", 7])
 def test_a_question_without_a_checked_tenant_does_not_run(two_tenants: Connection, tenant: object) -> None:
     queries = Queries(two_tenants, Segments())
+    now = int(NOW.timestamp())
     for ask in (
+        lambda: Alerts(two_tenants).of_tenant(tenant, now - 86_400, now),  # type: ignore[arg-type]
+        lambda: AgentDetails(two_tenants).of(tenant, f"{OURS}-agent", NOW, 30),  # type: ignore[arg-type]
         lambda: queries.trend(tenant, NOW.date(), 30),  # type: ignore[arg-type]
         lambda: queries.activity(tenant, NOW.date(), 30),  # type: ignore[arg-type]
         lambda: queries.agents(tenant, NOW.date()),  # type: ignore[arg-type]
     ):
         with pytest.raises(TypeError, match="TenantId"):
             ask()
+
+
+def test_alerts_and_details_are_of_their_tenant_only(two_tenants: Connection) -> None:
+    now = int(NOW.timestamp())
+    alerts, details = Alerts(two_tenants), AgentDetails(two_tenants)
+    assert {alert.tenant_id for alert in alerts.of_all(now - 86_400, now)} == {OURS, CANARY}
+    for name, other in ((OURS, CANARY), (CANARY, OURS)):
+        assert {alert.tenant_id for alert in alerts.of_tenant(TenantId(name), now - 86_400, now)} == {name}
+        assert details.of(TenantId(name), f"{other}-agent", NOW, 90) is None
+        detail = details.of(TenantId(name), f"{name}-agent", NOW, 90)
+        assert detail is not None
+        assert detail.issued == 6
 
 
 @pytest.mark.parametrize("tenant", ["o'rg", "a b", "a\n", "-a", "", "a" * 129, "ü", "a/b", "a\\", '"', "a\0"])
@@ -90,7 +110,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 TAMPERING = [
     "", "?days=30", "?days=90", f"?tenantId={CANARY}", f"?organization_id={CANARY}", f"?tenant_id={CANARY}",
     f"?days=30&tenant={CANARY}", f"?agent={CANARY_AGENT}", "?days=1%20OR%201=1", "?days=30;days=90", f"/{CANARY}",
-    f"/../{CANARY}", "?days=30&days=30", f"?days={CANARY}",
+    f"/../{CANARY}", "?days=30&days=30", f"?days={CANARY}", "?agent=our-agent", f"?agent=our-agent&tenant={CANARY}",
+    f"?agent=our-agent&agent={CANARY_AGENT}",
 ]  # fmt: skip
 HEADERS = [
     {},
@@ -100,7 +121,7 @@ HEADERS = [
 ]
 
 
-@pytest.mark.parametrize("route", ["tokens", "agents/activity", "agents"])
+@pytest.mark.parametrize("route", ["tokens", "agents/activity", "agents", "agents/detail", "alerts"])
 def test_no_route_parameter_or_header_shows_the_canary(service: Service, route: str) -> None:
     for suffix in TAMPERING:
         for extra in HEADERS:
@@ -122,6 +143,9 @@ def test_the_canary_is_in_its_own_answers_so_the_test_can_fail(service: Service)
     assert service.get("/api/v1/analytics/agents", CANARY)[1]["data"] == [
         {"agentId": CANARY_AGENT, "tokenCount": CANARY_COUNT}
     ]
+    detail = service.get(f"/api/v1/analytics/agents/detail?agent={CANARY_AGENT}", CANARY)[1]
+    assert (detail["tenantId"], detail["issued"]) == (CANARY, CANARY_COUNT)
+    assert service.get("/api/v1/analytics/alerts", CANARY)[1]["tenantId"] == CANARY
 
 
 def test_the_open_pages_and_the_log_hold_no_tenant_and_the_metrics_no_agent(service: Service) -> None:

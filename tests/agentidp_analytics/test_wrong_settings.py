@@ -11,7 +11,7 @@ from typing import Any
 import click
 import pytest
 
-from agentidp_analytics import cli, service, store_commands
+from agentidp_analytics import cli, exporter_client, investigation, service, store_commands
 from agentidp_analytics.dev_keys import DevKey
 from agentidp_analytics.options import EXISTING_FILE, Address, Duration, PerSecond
 
@@ -44,6 +44,7 @@ HOSTILE: dict[str, tuple[str, ...]] = {
     "--url": ("", "x", "ftp://h", "http://", "http://h/path", "https://h?x=1", "http://h:99999", "http://h:abc",
               "http://[::1", "http://a..b", "http://a b", "http://u:p@h", "http://h#f"),
     "--tenant": ("", "a b", "_other", "x" * 129, "ä", "a\n"),
+    "--web-user": ("", "a:b", "a\n", "a\x1bb"),
     "--cluster": ("x",),  # of an embedded store
 }  # fmt: skip
 # What each command needs to be complete; the hostile value takes the place of the one given here.
@@ -52,6 +53,7 @@ NEEDED: dict[str, dict[str, str]] = {
     "ingest": {},
     "erase": {"--tenant": "org-a"},
     "failover": {"--shard": "1", "--to": "h", "--cluster": "main"},
+    "investigate": {"--tenant": "org-a", "--agent": "a"},
     "token": {"--tenant": "org-a"},
 }
 
@@ -104,8 +106,10 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("the call was not refused")
 
-    for module in (store_commands, service, demo_module):
+    for module in (store_commands, investigation, service, demo_module):
         monkeypatch.setattr(module, "open_store", opened)
+    for question in ("alerts", "agent_detail"):
+        monkeypatch.setattr(exporter_client.ExporterClient, question, opened)
     for function in ("migrate_store", "failover_store"):
         monkeypatch.setattr(store_commands, function, opened)
 
@@ -134,6 +138,9 @@ def arguments_for(command: str, option: str, value: str) -> list[str]:
         arguments.append("events")
         if option == "--url":
             arguments += ["--token-file", "events"]
+    if option == "--web-user":
+        Path("events").write_text("password")
+        arguments += ["--password-file", "events"]
     return [*arguments, *([f"{option}={value}"] if value is not None else [])]
 
 
@@ -167,7 +174,7 @@ def test_every_option_with_a_value_is_tried_or_may_be_anything() -> None:
         for parameter in command.params
         if isinstance(parameter, click.Option) and not parameter.is_flag and kind_of(parameter) is None
     }
-    assert free == {("erase", "--agent"), ("ingest", "--rejects"), ("failover", "--to")}
+    assert free == {("erase", "--agent"), ("investigate", "--agent"), ("ingest", "--rejects"), ("failover", "--to")}
 
 
 SERVE = ["serve", "--issuer", "https://i", "--audience", "a", "--jwks-url", "http://127.0.0.1:1/jwks"]
@@ -203,6 +210,16 @@ def test_an_address_in_use_is_found_before_a_store_is_made(capsys: pytest.Captur
         ["ingest", "/etc/hostname", "--url", "http://127.0.0.1:1"],
         ["erase"],
         ["erase", "--tenant", "org-a", "--agent", ""],
+        ["alerts", "--web-user", "ops"],
+        ["alerts", "--password-file", "/etc/hostname"],
+        ["alerts", "--web-user", "ops", "--password-file", "/dev/null"],
+        ["alerts", "--ca-file", "/etc/hostname"],
+        ["alerts", "--dsn", "chdb:///tmp/x", "--web-user", "ops"],
+        ["alerts", "--dsn", "chdb:///tmp/x", "--ca-file", "/etc/hostname"],
+        ["investigate"],
+        ["investigate", "--tenant", "org-a"],
+        ["investigate", "--agent", "a"],
+        *(["investigate", "--tenant", "org-a", "--agent", agent] for agent in ("", "x" * 257, "a\nb", "\udcff")),
         ["token", "--tenant", "org-a", "--key", "/etc/hostname"],
         ["no-such-command"],
         ["serve", "--no-such-option"],

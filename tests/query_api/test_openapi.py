@@ -11,7 +11,17 @@ from clickhouse.connection import Connection
 from clickhouse.errors import StoreUnavailableError
 from query_api.openapi import openapi_document
 from query_api.settings import Limits, Rate
-from tests.support.api_harness import SOURCE_TOKEN, Reply, Service, event, run, serving
+from tests.support.api_harness import NOW, SOURCE_TOKEN, Reply, Service, event, run, serving
+from tests.support.verdicts import Verdict, say
+
+# Each with the parameters that it cannot do without.
+QUESTIONS = {
+    "/api/v1/analytics/tokens": "",
+    "/api/v1/analytics/agents/activity": "",
+    "/api/v1/analytics/agents": "",
+    "/api/v1/analytics/agents/detail": "?agent=agent-1",
+    "/api/v1/analytics/alerts": "",
+}
 
 
 def schema_errors(document: dict[str, Any], path: str, method: str, reply: Reply) -> list[str]:
@@ -60,13 +70,22 @@ def _references(value: Any) -> list[str]:
 
 def test_real_answers_of_every_status_are_as_described(connection: Connection, tmp_path: Path) -> None:
     limits = Limits(tenant_requests=Rate(1, 20), source_requests=Rate(1, 12))
+    spike, silence = ("org-1", "spike", "agent-1"), ("org-1", "silence", "")
+    say(connection, [Verdict(*spike, int(NOW) - 86_400), Verdict(*silence, int(NOW) - 300)])
 
     async def answers(api: Service) -> list[tuple[str, str, Reply]]:
         found: list[tuple[str, str, Reply]] = []
         events = "/api/v1/events"
         oversized = b" " * 10_000_001
         for body, headers in (
-            ([event(1), event(2, agent_id=None), event(3, tenant_id="org-2", agent_id="ü")], {}),
+            (
+                [
+                    event(1, scope="s", client_ip="::1"),
+                    event(2, agent_id=None),
+                    event(3, tenant_id="org-2", agent_id="ü"),
+                ],
+                {},
+            ),
             ([{}], {}),
             (b"{", {}),
             ({"events": 1}, {}),
@@ -80,21 +99,22 @@ def test_real_answers_of_every_status_are_as_described(connection: Connection, t
         api.event_writer.error = RuntimeError("bug")
         found.append((events, "POST", await api.send(event())))
         found += [(events, "POST", await api.send(event())) for _ in range(5)]
-        for path in ("tokens", "agents/activity", "agents"):
-            full = f"/api/v1/analytics/{path}"
+        for full, good in QUESTIONS.items():
+            api.timer.now += 60
             api.questions.error = None
-            found.append((full, "GET", await api.get(full)))
+            found.append((full, "GET", await api.get(full + good)))
             found.append((full, "GET", await api.get(f"{full}?x=1")))
             found.append((full, "GET", await api.request("GET", full)))
             denied = {"Authorization": f"Bearer {api.access_token(scope='x')}"}
             found.append((full, "GET", await api.request("GET", full, headers=denied)))
+            if good:
+                found.append((full, "GET", await api.get(f"{full}?agent=nobody")))
             api.questions.error = StoreUnavailableError("away")
-            found.append((full, "GET", await api.get(full)))
+            found.append((full, "GET", await api.get(full + good)))
             api.questions.error = RuntimeError("bug")
-            found.append((full, "GET", await api.get(full)))
-        for path in ("tokens", "agents/activity", "agents"):
-            full = f"/api/v1/analytics/{path}"
-            found += [(full, "GET", await api.get(full)) for _ in range(10)]
+            found.append((full, "GET", await api.get(full + good)))
+        for full in QUESTIONS:
+            found += [(full, "GET", await api.get(full)) for _ in range(21)]
         for path in ("/healthz", "/readyz", "/openapi.json"):
             found.append((path, "GET", await api.request("GET", path)))
         api.readiness.error = StoreUnavailableError("away")
@@ -110,7 +130,7 @@ def test_real_answers_of_every_status_are_as_described(connection: Connection, t
             found.append(("/api/v1/events", "POST", await api.send(event(), token=SOURCE_TOKEN)))
         for path, method, reply in found:
             assert schema_errors(document, path, method, reply) == [], (path, reply.status, reply.body[:200])
-        for path in ("/api/v1/analytics/tokens", "/api/v1/analytics/agents/activity", "/api/v1/analytics/agents"):
+        for path in QUESTIONS:
             got = {reply.status for where, _, reply in found if where == path}
             assert got == {int(status) for status in document["paths"][path]["get"]["responses"]}
         got = {reply.status for where, _, reply in found if where == "/api/v1/events"}

@@ -1,7 +1,7 @@
 """The API as it runs: real sockets, the real verifier and key set, the real store behind it.
 
-`Service` is the one place where the parts are put together. `Questions` and `EventWriter` stand between the API and the
-store only to hold, count or fail a call that then goes through.
+`Service` is the one place where the parts are put together. `Questions`, `AlertQuestions`, `DetailQuestions` and
+`EventWriter` stand between the API and the store only to hold, count or fail a call that then goes through.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from multidict import CIMultiDict
 from prometheus_client import CollectorRegistry, generate_latest
 
 from agentidp_analytics.logs import JsonFormatter
+from clickhouse.agent_detail import AgentDetail, AgentDetails
+from clickhouse.alert import Alert
+from clickhouse.alerts import Alerts
 from clickhouse.commit import GroupCommit
 from clickhouse.connection import Connection
 from clickhouse.event import Event
@@ -104,24 +107,48 @@ class Questions:
         self.arrived: Callable[[str], None] = lambda tenant: None
 
     def trend(self, tenant: TenantId, today: date, days: int) -> list[tuple[date, int]]:
-        self._pass("trend", tenant)
+        self.let_pass("trend", tenant)
         return self._queries.trend(tenant, today, days)
 
     def activity(self, tenant: TenantId, today: date, days: int) -> list[tuple[int, int, int]]:
-        self._pass("activity", tenant)
+        self.let_pass("activity", tenant)
         return self._queries.activity(tenant, today, days)
 
     def agents(self, tenant: TenantId, month: date, limit: int, after: tuple[str, int] | None) -> list[tuple[str, int]]:
-        self._pass("agents", tenant)
+        self.let_pass("agents", tenant)
         return self._queries.agents(tenant, month, limit, after)
 
-    def _pass(self, name: str, tenant: str) -> None:
+    def let_pass(self, name: str, tenant: str) -> None:
         self.calls.append((name, tenant))
         self.arrived(tenant)
         if tenant in self.hold:
             assert self.hold[tenant].wait(20)
         if self.error is not None:
             raise self.error
+
+
+class AlertQuestions:
+    """The store's alerts, behind the same gate as its queries."""
+
+    def __init__(self, alerts: Alerts, gate: Questions) -> None:
+        self._alerts = alerts
+        self._gate = gate
+
+    def of_tenant(self, tenant: TenantId, since: int, now: int) -> list[Alert]:
+        self._gate.let_pass("alerts", tenant)
+        return self._alerts.of_tenant(tenant, since, now)
+
+
+class DetailQuestions:
+    """The store's agent details, behind the same gate."""
+
+    def __init__(self, details: AgentDetails, gate: Questions) -> None:
+        self._details = details
+        self._gate = gate
+
+    def of(self, tenant: TenantId, agent: str, now: datetime, days: int) -> AgentDetail | None:
+        self._gate.let_pass("detail", tenant)
+        return self._details.of(tenant, agent, now, days)
 
 
 class EventWriter:
@@ -274,8 +301,8 @@ async def serving(
             sources=SourceTokens(wanted.ingest_token_file) if wanted.ingest_token_file else None,
             verifier=verifier,
             questions=questions,
-            alerts=store.alerts(),
-            details=store.agent_details(),
+            alerts=AlertQuestions(store.alerts(), questions),
+            details=DetailQuestions(store.agent_details(), questions),
             event_writer=event_writer,
             readiness=readiness,
             registry=registry,

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from clickhouse.fleet import Fleet
 from clickhouse.watch import Watch
+from exporter.inquiries import Inquiries
 from exporter.metrics import ExporterMetrics
 from exporter.refresher import Refresher
 from exporter.runner import ExporterRunner
@@ -112,6 +113,7 @@ async def running(
     store: Store,
     *,
     web_config: WebConfig | None = None,
+    inquiries: Inquiries | None = None,
     refreshed: bool = True,
     server_options: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
@@ -120,7 +122,7 @@ async def running(
     registry = CollectorRegistry()
     options = {"interval": 3_600.0, "max_age": 10_000.0, **options}
     refresher = Refresher(store, ExporterMetrics(registry, "1.2.3"), **options)
-    runner = ExporterRunner(build_app(refresher, registry, web_config), **server_options)
+    runner = ExporterRunner(build_app(refresher, registry, web_config, inquiries), **server_options)
     await runner.setup()
     try:
         context = web_config.ssl_context() if web_config else None
