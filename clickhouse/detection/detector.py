@@ -64,7 +64,11 @@ class Detector:
 
     def judge(self, since: int, until: int) -> None:
         """Judges the bins in [since, until), in Unix seconds, hour by hour."""
-        judged = self._progress.read().get("judged", 0)
+        reached = self._progress.read()
+        judged = reached.get("judged", 0)
+        # Two processes may be a few seconds apart; a clock that was set back is further off.
+        if reached.get("hours", 0) > until + HOUR:
+            self._history.rewind(since // HOUR * HOUR)
         for start, end in _hours(since, until):
             self._history.bring_to(start // HOUR * HOUR)
             self._judge_spikes(start, end)
@@ -75,10 +79,10 @@ class Detector:
                 hour = end - HOUR
                 for name, kind in _BY_HOUR.items():
                     self._judge(name, kind, hour, end, hour=hour, hours=hours_like(hour))
-        self._progress.write(time.time_ns(), judged=until)
+        self._progress.write(judged=until)
 
     def _judge_spikes(self, since: int, until: int) -> None:
-        generation = time.time_ns()
+        generation = self._progress.generation()
         bins = {"since": since, "until": until}
         verdicts = []
         for row in self._connection.rows(_SPIKES, bins, IN_THE_BACKGROUND):
@@ -93,7 +97,7 @@ class Detector:
         self._connection.command(_WITHDRAW, {**bins, "generation": generation, "kind": "spike"}, **IN_THE_BACKGROUND)
 
     def _judge(self, name: str, kind: str, since: int, until: int, **more: object) -> None:
-        generation = time.time_ns()
+        generation = self._progress.generation()
         bins = {"since": since, "until": until, "generation": generation}
         self._connection.command(statement(name), {**(more or bins), "generation": generation}, **IN_THE_BACKGROUND)
         self._connection.command(_WITHDRAW, {**bins, "kind": kind}, **IN_THE_BACKGROUND)

@@ -7,7 +7,6 @@ came late or were removed, is made anew, whatever it held before.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -24,8 +23,9 @@ DAYS: Final = 60  # that anything is compared with
 # One core: questions and commits come first, and nobody waits for this.
 IN_THE_BACKGROUND: Final = {"max_threads": 1}
 
+# Of tenant_slot, which keeps a row of zeros where an agent was erased, and agent_slot does not.
 _STALE_HOURS: Final = """
-SELECT DISTINCT toUnixTimestamp(toStartOfHour(slot)) AS hour FROM agent_slot
+SELECT DISTINCT toUnixTimestamp(toStartOfHour(slot)) AS hour FROM tenant_slot
 WHERE generation > {after:UInt64} AND slot >= toDateTime({since:UInt32}, 'UTC')
     AND slot < toDateTime({until:UInt32}, 'UTC')
 ORDER BY hour"""
@@ -56,7 +56,7 @@ class History:
         reached = self._progress.read()
         if min(reached.get("hours", 0), reached.get("norms", 0)) >= hour:
             return
-        generation = time.time_ns()
+        generation = self._progress.generation()
         first = hour - (DAYS + 2) * DAY
         stale = {
             int(start)
@@ -67,14 +67,26 @@ class History:
             )
         }
         # Hours without any slot count as well: a tenant was silent in them.
-        stale |= {*range(reached.get("hours", min(stale, default=hour)), hour, HOUR)}
+        stale |= {*range(max(first, reached.get("hours", min(stale, default=hour))), hour, HOUR)}
         self._remake(stale, hour)
-        self._progress.write(generation, slots=generation, hours=hour)
+        self._progress.write(slots=generation, hours=hour)
         day = hour // DAY * DAY
         if reached.get("habits", 0) < day:
             self._run("agent_habits", day=day)
-            self._progress.write(generation, habits=day)
-        self._norms(hour, reached.get("norms", 0))
+            self._progress.write(habits=day)
+        self._norms(hour, reached.get("norms", min(stale, default=hour) - HOUR))
+
+    def rewind(self, hour: int) -> None:
+        """Lets the hours from `hour` on be made once more, because the clock was set back to it.
+
+        What was made of them when they were still to come was made without their tokens, and of those that the clock
+        left out there are no norms of agents: everything they do would be a record.
+        """
+        reached = self._progress.read()
+        if reached.get("hours", 0) > hour:
+            logger.warning("detector: the clock was set back; what was made of the hours to come is made again")
+            before = hour // DAY * DAY - DAY
+            self._progress.write(hours=hour, norms=hour - HOUR, habits=min(reached.get("habits", 0), before))
 
     def _norms(self, hour: int, known: int) -> None:
         """Of the hour, and at first of those before it in which a silence may have begun."""
@@ -82,7 +94,7 @@ class History:
             self._run("tenant_norms", hour=start, hours=hours_like(start))
             if start == hour:
                 self._run("agent_norms", hour=start, hours=_hours_of_same_dates(start))
-            self._progress.write(time.time_ns(), norms=start)
+            self._progress.write(norms=start)
 
     def _remake(self, stale: set[int], hour: int) -> None:
         for since, until in _stretches(stale | {start + HOUR for start in stale}, hour):
@@ -97,7 +109,7 @@ class History:
             logger.info("detector: %d hours of history made", len(stale))
 
     def _run(self, name: str, **parameters: object) -> None:
-        self._connection.command(statement(name), {**parameters, "generation": time.time_ns()}, **IN_THE_BACKGROUND)
+        self._connection.command(statement(name), {**parameters, "generation": self._progress.generation()}, **IN_THE_BACKGROUND)
 
 
 def hours_like(hour: int) -> list[int]:
