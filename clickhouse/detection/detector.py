@@ -37,6 +37,8 @@ _SPIKES: Final = statement("spikes")
 _VERDICT: Final = (
     "tenant_id", "kind", "agent_id", "bin", "severity", "score", "observed", "expected", "detail", "generation",
 )  # fmt: skip
+# After the service was away: by then its senders have sent again what it was not there for.
+_SENT_AGAIN_SECONDS: Final = 3 * BIN
 _NEAR_THE_LIMIT: Final = 0.5  # from here on a dashboard shows it
 
 
@@ -60,10 +62,17 @@ class Detector:
     def tick(self) -> None:
         """Judges the bins that are over; those of the last hour again."""
         until = int(self._clock()) // BIN * BIN
-        self.judge(until - LOOK_BACK * BIN, until)
+        reached = self._progress.read()
+        back = reached.get("back", 0)
+        if 0 < reached.get("judged", 0) < until - 2 * BIN:
+            # Whoever did not judge did not take events either; they are about to be sent again.
+            back = until
+            self._progress.write(back=back)
+        # What is not said of a silence now is said at the next round: that looks at these bins again.
+        self.judge(until - LOOK_BACK * BIN, until, silences=not back <= until < back + _SENT_AGAIN_SECONDS)
 
-    def judge(self, since: int, until: int) -> None:
-        """Judges the bins in [since, until), in Unix seconds, hour by hour."""
+    def judge(self, since: int, until: int, *, silences: bool = True) -> None:
+        """Judges the bins in [since, until), in Unix seconds, hour by hour; `silences`: those too."""
         reached = self._progress.read()
         judged = reached.get("judged", 0)
         # Two processes may be a few seconds apart; a clock that was set back is further off.
@@ -73,7 +82,8 @@ class Detector:
             self._history.bring_to(start // HOUR * HOUR)
             self._judge_spikes(start, end)
             for name, kind in _BY_BIN.items():
-                self._judge(name, kind, start, end)
+                if silences or kind != "silence":
+                    self._judge(name, kind, start, end)
             if end % HOUR == 0 and judged < end:
                 self._history.bring_to(end)
                 hour = end - HOUR

@@ -230,7 +230,7 @@ def test_nothing_else_is_said(world: World) -> None:
         "leak": {"unusual_hours", "spike"},
         "storm": {"failures"},
         "waste": {"waste", "spike", "dominance"},
-        "network": {"new_network", "spike"},
+        "network": {"new_network", "spike", "unusual_hours"},
         "dominated": {"dominance"},
         "takeover": {"dominance", "spike", "unusual_hours"},
     }
