@@ -109,7 +109,9 @@ class History:
             logger.info("detector: %d hours of history made", len(stale))
 
     def _run(self, name: str, **parameters: object) -> None:
-        self._connection.command(statement(name), {**parameters, "generation": self._progress.generation()}, **IN_THE_BACKGROUND)
+        self._connection.command(
+            statement(name), {**parameters, "generation": self._progress.generation()}, **IN_THE_BACKGROUND
+        )
 
 
 def hours_like(hour: int) -> list[int]:

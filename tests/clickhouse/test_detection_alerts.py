@@ -24,7 +24,7 @@ from tests.support.rig import Rig
 
 NOW = at("2026-11-18T10:00:00")
 A, B = "org-a", "org-b"
-ODD_AGENTS = ("it's \"quoted\" \\ {x:String} %s", "\U0001f916 \u00e9\u4e2d", "a" * 256)
+ODD_AGENTS = ('it\'s "quoted" \\ {x:String} %s', "\U0001f916 \u00e9\u4e2d", "a" * 256)
 
 
 def say(
@@ -39,9 +39,7 @@ def say(
     generation: int = 1,
 ) -> None:
     """Writes verdicts as the detector does."""
-    rows = [
-        (tenant, kind, agent, start, severity, score, 40.0, 2.0, "five minutes", generation) for start in bins
-    ]
+    rows = [(tenant, kind, agent, start, severity, score, 40.0, 2.0, "five minutes", generation) for start in bins]
     names = "tenant_id kind agent_id bin severity score observed expected detail generation"
     connection.insert("verdicts", names.split(), list(zip(*rows, strict=True)))
 

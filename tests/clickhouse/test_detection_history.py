@@ -36,10 +36,11 @@ from tests.support.rig import Rig
 
 NOON = int(datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp())
 TENANTS = ("org-a", "org-b")
-AGENTS = ("reader", "writer", "it's \"quoted\" \\ 🤖")
+AGENTS = ("reader", "writer", 'it\'s "quoted" \\ 🤖')
 
 HISTORY = {
-    "agent_hour": "tenant_id, agent_id, toUnixTimestamp(hour), issued, failed, bins, top_1, second_3, sum_3, rest_6, rest_12",
+    "agent_hour": "tenant_id, agent_id, toUnixTimestamp(hour), "
+    "issued, failed, bins, top_1, second_3, sum_3, rest_6, rest_12",
     "tenant_hour": "tenant_id, toUnixTimestamp(hour), issued, filled, silent",
     "agent_waste": "tenant_id, agent_id, toUnixTimestamp(hour), wasted, most, most_at_once",
     "agent_spread": "tenant_id, agent_id, toUnixTimestamp(hour), bins_6h, bins_nights, tokens_nights, hours_nights",
@@ -231,15 +232,21 @@ CHANGES: dict[str, Callable[[Rig, list[Event]], object]] = {
     ),
     "duplicates": lambda rig, events: write(rig, events[::2], events[::3]),
     "another content": lambda rig, events: write(rig, changed_content(events)),
-    "an agent erased": lambda rig, _: rig.removal.erase(
-        TenantId("org-a"), "writer", datetime.fromtimestamp(NOON, UTC)
-    ),
+    "an agent erased": lambda rig, _: rig.removal.erase(TenantId("org-a"), "writer", datetime.fromtimestamp(NOON, UTC)),
     "a tenant erased": lambda rig, _: rig.removal.erase(TenantId("org-a"), None, datetime.fromtimestamp(NOON, UTC)),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_comes_late_ends_in_the_history_that_is_made_from_scratch(connection: Connection, change: str) -> None:
+def test_what_comes_late_ends_in_the_history_that_is_made_from_scratch(embedded_store: Connection, change: str) -> None:
+    _check_change(empty(embedded_store), change)
+
+
+def test_what_was_erased_on_a_server_is_in_no_history_that_is_made_anew(server_store: Connection) -> None:
+    _check_change(empty(server_store), "an agent erased")
+
+
+def _check_change(connection: Connection, change: str) -> None:
     rig = Rig(connection)
     events = busy_days(2, hours=36)
     write(rig, events)
@@ -265,6 +272,26 @@ def _left(events: list[Event], change: str) -> list[Event]:
     if change == "a tenant erased":
         return [one for one in events if one.tenant_id != "org-a"]
     return [one for one in events if (one.tenant_id, one.agent_id) != ("org-a", "writer")]
+
+
+def test_what_retention_removes_is_in_none_of_the_history(connection: Connection) -> None:
+    rig = Rig(connection, clock=lambda: float(NOON))
+    long_ago = NOON - 4 * DAY
+    old = [
+        Event("org-a", (long_ago - HOUR * ago) * 1000, f"e{ago}", "gone", client_ip="10.0.0.1", expires_in=86_400)
+        for ago in range(1, 40)
+    ]
+    write(rig, old)
+    history_of(connection, with_norms_since=long_ago).bring_to(long_ago)
+    tables = (*HISTORY, "agent_habit", "agent_norm", "agent_network")
+    assert [table for table in tables if not _rows_of(connection, table)] == ["agent_waste"]
+    rig.removal.retain(2, datetime.fromtimestamp(NOON, UTC))
+    history_of(connection).bring_to(NOON)
+    assert [table for table in (*tables, "tenant_norm") if _rows_of(connection, table)] == []
+
+
+def _rows_of(connection: Connection, table: str) -> int:
+    return int(connection.rows(f"SELECT count() FROM {table} WHERE tenant_id = 'org-a'")[0][0])
 
 
 def test_an_hour_is_made_once(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,12 +343,14 @@ def test_habits_and_norms_of_agents_equal_the_naive_ones(connection: Connection,
         connection,
         "agent_day",
         "tenant_id, agent_id, day, issued",
-        [("t", agent, date(1970, 1, 1) + timedelta(days=first + more), 1) for agent, first in born.items() for more in (0, 1)],
+        [
+            ("t", agent, date(1970, 1, 1) + timedelta(days=first + more), 1)
+            for agent, first in born.items()
+            for more in (0, 1)
+        ],
     )
     connection.command(statement("agent_habits"), {"day": day, "generation": 1})
-    habits = {
-        row[2]: row[4:-1] for row in connection.rows("SELECT * FROM agent_habit FINAL ORDER BY agent_id")
-    }
+    habits = {row[2]: row[4:-1] for row in connection.rows("SELECT * FROM agent_habit FINAL ORDER BY agent_id")}
     assert habits.keys() == agents.keys()
     for agent, hours in agents.items():
         wanted = habit(hours, wastes if agent == "old" else {}, day, day // DAY - born[agent])
@@ -346,9 +375,7 @@ def test_norms_of_tenants_equal_the_naive_ones(connection: Connection, hour: int
             else Silence(0, 0, rng.randrange(90_000))
             for ago in range(1, days * 24)
         }
-    tenants["weekdays"] = {
-        at: Silence(0, 0, 7) if is_weekend(at) else row for at, row in tenants["old"].items()
-    }
+    tenants["weekdays"] = {at: Silence(0, 0, 7) if is_weekend(at) else row for at, row in tenants["old"].items()}
     tokens: dict[str, dict[int, int]] = {}
     for tenant, hours in tenants.items():
         tokens[tenant] = {}

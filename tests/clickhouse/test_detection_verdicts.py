@@ -130,7 +130,9 @@ def world(embedded_store: Connection) -> World:
     detector.judge(TEN - HOUR, TEN + 900)
     said_by_then = verdicts(connection, TEN - HOUR, TEN + 900)
     alerts = Alerts(connection)
-    connection.command("ALTER TABLE verdicts DELETE WHERE bin >= toDateTime({at:UInt32}, 'UTC')", {"at": TEN - HOUR}, mutations_sync=1)
+    connection.command(
+        "ALTER TABLE verdicts DELETE WHERE bin >= toDateTime({at:UInt32}, 'UTC')", {"at": TEN - HOUR}, mutations_sync=1
+    )
     for now in (TEN, TEN + BIN, TEN + 2 * BIN, TEN + 3 * BIN):
         detector_at(connection, now + 20).tick()
     by_ticks = verdicts(connection, TEN - HOUR, TEN + 900)

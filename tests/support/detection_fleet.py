@@ -89,7 +89,7 @@ class Counts:
 
 
 def detector_at(connection: Connection, now: int, *, norms_since: int | None = None) -> Detector:
-    """A new one. `norms_since`: with norms of no earlier hour, of which there would be hundreds that nobody looks at."""
+    """A new one. `norms_since`: with no norms of earlier hours: hundreds that nobody looks at."""
     if norms_since is not None:
         Progress(connection).write(norms=norms_since - HOUR)
     return Detector(connection, clock=lambda: float(now), recount_seconds=0)

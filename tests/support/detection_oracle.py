@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from clickhouse.event import Event
@@ -104,7 +105,8 @@ class Counted:
                 for start, count in counts.items():
                     bins[start] += count if owner == tenant else 0
             used = sorted(start for start, count in bins.items() if count)
-            first = min([*used, *(s for (owner, _), q in self.failed.items() if owner == tenant for s in q)]) // DAY * DAY
+            failed = [start for (owner, _), quarters in self.failed.items() if owner == tenant for start in quarters]
+            first = min([*used, *failed]) // DAY * DAY
             for hour in range(max(since, first), until, HOUR):
                 places = [hour + BIN * place for place in range(12)]
                 silences = [
@@ -123,7 +125,7 @@ class Counted:
         at_once: dict[tuple[str, str, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
         for (tenant, agent, _, address), chain in self._chains.items():
             chain.sort()
-            for (before, lifetime), (at, _) in zip(chain, chain[1:], strict=False):
+            for (before, lifetime), (at, _) in pairwise(chain):
                 if at - before < min(500 * lifetime, HOUR * 1000):
                     at_once[tenant, agent, at // 300_000 * 300][address] += 1
         found: dict[tuple[str, str, int], tuple[int, int, int]] = {}
@@ -138,7 +140,7 @@ class Counted:
 
 def spreads(hours: Mapping[tuple[str, str, int], HourOf], since: int, until: int) -> dict[Any, tuple[int, ...]]:
     """agent_spread of every hour in [since, until) in which there is anything to tell."""
-    found = {}
+    found: dict[Any, tuple[int, ...]] = {}
     for tenant, agent in {(tenant, agent) for tenant, agent, _ in hours}:
         for hour in range(since, until, HOUR):
             line = [hours.get((tenant, agent, hour - HOUR * ago), HourOf()) for ago in range(60)]
