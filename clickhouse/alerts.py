@@ -17,6 +17,8 @@ _QUIET: Final = (
     "[600, 21600, 10800, 7200, 90000], 3600)"
 )
 
+# An alert's id is of its first bin, so no look may begin in the middle of it: each begins with a month, and with every
+# month what lasts is a new alert. Those that last for ever, as a tenant's largest agent does, have a beginning too.
 _ALERTS: Final = f"""
 SELECT lower(hex(sipHash64(tenant_id, kind, agent_id, first))) AS id, tenant_id, kind, agent_id, first, last,
     last + 300 + quiet > {{now:UInt32}} AS lasts, worst.1, worst.2, worst.3, worst.4, worst.5
@@ -24,13 +26,15 @@ FROM
 (
     SELECT tenant_id, kind, agent_id, any({_QUIET}) AS quiet,
         arrayJoin(arraySplit(
-            (row, pause) -> pause > quiet, arraySort(groupArray(
+            (row, pause, turn) -> pause > quiet OR turn != 0, arraySort(groupArray(
                 (toUnixTimestamp(bin),
                     (transform(severity, ['page', 'ticket'], [2, 1], 0), score, observed, expected, detail)))
-            ) AS rows, arrayDifference(rows.1))) AS episode,
+            ) AS rows, arrayDifference(rows.1),
+            arrayDifference(arrayMap(at -> toYYYYMM(toDateTime(at, 'UTC')), rows.1)))) AS episode,
         episode[1].1 AS first, episode[-1].1 AS last, arrayMax(episode.2) AS worst
     FROM verdicts FINAL
-    WHERE score > 1 AND bin >= toDateTime({{since:UInt32}}, 'UTC') - 90000 {{whose}}
+    WHERE score > 1 {{whose}}
+        AND bin >= toDateTime(toStartOfMonth(toDateTime({{since:UInt32}} - 90000, 'UTC')), 'UTC')
     GROUP BY tenant_id, kind, agent_id
 )
 WHERE last + 300 + quiet >= {{since:UInt32}}

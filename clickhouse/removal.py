@@ -313,7 +313,8 @@ def _scope(entry: Removed) -> _Scope:
     if entry.before:
         rollups = {"agent_slot": _OLD_SLOT, "tenant_slot": _OLD_SLOT, "agent_day": _OLD_DAY, "tenant_day": _OLD_DAY}
         rollups |= dict.fromkeys(("agent_hour", "tenant_hour", "agent_waste", "agent_spread"), _OLD_HOUR)
-        rollups |= {"verdicts": _OLD_BIN, "agent_network": _OLD_NETWORK}
+        rollups |= {"verdicts": _OLD_BIN, "agent_network": _OLD_NETWORK, "agent_habit": _OLD_DAY}
+        rollups |= dict.fromkeys(("agent_norm", "tenant_norm"), _OLD_HOUR)
         return _Scope(_OLD, rollups, _OLD_SLOTS_LEFT, _OLD_SEGMENTS, {"before": entry.before})
     rollups = dict.fromkeys(_BY_AGENT, _WHOSE)
     if not entry.agent_id:

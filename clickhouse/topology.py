@@ -19,7 +19,8 @@ OLDEST_VERSION: Final = (24, 3)
 CLOCK_SECONDS: Final = 15.0  # two processes are then well within the age at which segments are taken over
 TABLES: Final = (
     "events", "marks", "agent_slot", "tenant_slot", "agent_day", "tenant_day", "counters", "removals", "agent_hour",
-    "tenant_hour", "agent_spread", "agent_habit", "agent_norm", "tenant_norm", "verdicts", "detection",
+    "tenant_hour", "agent_waste", "agent_network", "agent_spread", "agent_habit", "agent_norm", "tenant_norm",
+    "verdicts", "detection",
 )  # fmt: skip
 _PROBES: Final = 4
 _GRANTS: Final = ("SELECT", "INSERT", "ALTER DELETE", "ALTER UPDATE", "OPTIMIZE")

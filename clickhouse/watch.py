@@ -53,10 +53,10 @@ class WatchReader:
         changes = self._connection.changes
         if changes is not None and changes == self._changes:
             return self._last
-        self._changes = changes
         judged = int(self._connection.rows(_JUDGED)[0][0])
         if judged != self._last.judged:
             self._last = self._ask(judged)
+        self._changes = changes
         return self._last
 
     def _ask(self, judged: int) -> Watch:

@@ -96,8 +96,23 @@ def _load_counts(store: Store, whole: Trace, part: int, parts: int, progress: Ca
             "issued_5": bins[rows, 1].tolist(), "issued_10": bins[rows, 2].tolist(),
         })  # fmt: skip
         progress(f"{min(begin + _ROWS_AT_ONCE, len(unique)):,} of {len(unique):,} slots written")
+    _load_tenant_slots(store, trace)
     _load_days(store, trace)
     return whole.first, whole.end
+
+
+def _load_tenant_slots(store: Store, trace: Trace) -> None:
+    """What tells the detector which hours there are."""
+    slots: dict[tuple[str, int], int] = {}
+    key = trace.start // 900 * len(trace.agents) + trace.agent
+    unique, inverse = np.unique(key, return_inverse=True)
+    sums = np.bincount(inverse, weights=trace.count).astype(np.int64)
+    for number, issued in zip(unique.tolist(), sums.tolist(), strict=True):
+        of = trace.agents[number % len(trace.agents)][0], number // len(trace.agents) * 900
+        slots[of] = slots.get(of, 0) + issued
+    _insert(store, "tenant_slot", {
+        "tenant_id": [tenant for tenant, _ in slots], "slot": [slot for _, slot in slots], "issued": [*slots.values()],
+    })  # fmt: skip
 
 
 def _load_days(store: Store, trace: Trace) -> None:

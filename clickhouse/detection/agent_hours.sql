@@ -25,7 +25,8 @@ FROM
             [0, 1, 2, 0, 1, 2] AS number, [0, 0, 0, 1, 1, 1] AS later
         WHERE slot >= toDateTime({since:UInt32} - 3600, 'UTC') AND slot < toDateTime({until:UInt32}, 'UTC')
         UNION ALL
-        SELECT tenant_id, agent_id, hour, 1, 11, toUInt64(0), toUInt64(0), 1 FROM agent_hour FINAL
+        -- Beyond the line: at one place of it the first value stays, and a zero would hide what was counted.
+        SELECT tenant_id, agent_id, hour, 1, 23, toUInt64(0), toUInt64(0), 1 FROM agent_hour FINAL
         WHERE hour >= toDateTime({since:UInt32}, 'UTC') AND hour < toDateTime({until:UInt32}, 'UTC')
     )
     WHERE place >= 0 AND hour >= toDateTime({since:UInt32}, 'UTC') AND hour < toDateTime({until:UInt32}, 'UTC')

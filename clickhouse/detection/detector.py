@@ -38,6 +38,8 @@ _BUDGETS: Final = statement("budgets")
 _VERDICT: Final = (
     "tenant_id", "kind", "agent_id", "bin", "severity", "score", "observed", "expected", "detail", "generation",
 )  # fmt: skip
+# After the service was away: by then its senders have sent again what it was not there for.
+_SENT_AGAIN_SECONDS: Final = 3 * BIN
 _NEAR_THE_LIMIT: Final = 0.5  # from here on a dashboard shows it
 
 
@@ -65,34 +67,45 @@ class Detector:
     def tick(self) -> None:
         """Judges the bins that are over; those of the last hour again."""
         until = int(self._clock()) // BIN * BIN
-        self.judge(until - LOOK_BACK * BIN, until)
+        reached = self._progress.read()
+        back = reached.get("back", 0)
+        if 0 < reached.get("judged", 0) < until - 2 * BIN:
+            # Whoever did not judge did not take events either; they are about to be sent again.
+            back = until
+            self._progress.write(back=back)
+        # What is not said of a silence now is said at the next round: that looks at these bins again.
+        self.judge(until - LOOK_BACK * BIN, until, silences=not back <= until < back + _SENT_AGAIN_SECONDS)
         self._judge_budgets(until - BIN)
 
-    def judge(self, since: int, until: int) -> None:
-        """Judges the bins in [since, until), in Unix seconds, day by day."""
-        judged = self._progress.read().get("judged", 0)
+    def judge(self, since: int, until: int, *, silences: bool = True) -> None:
+        """Judges the bins in [since, until), in Unix seconds, day by day; `silences`: those too."""
+        reached = self._progress.read()
+        judged = reached.get("judged", 0)
+        # Two processes may be a few seconds apart; a clock that was set back is further off.
+        if reached.get("hours", 0) > until + HOUR:
+            self._history.rewind(since // HOUR * HOUR)
         for start, end in _days(since, until):
             self._history.bring_to(start, end)
-            self._judge_bins(start, end)
-            self._judge_hours(
-                [hour for hour in range(start // HOUR * HOUR, end - HOUR + 1, HOUR) if hour + HOUR > judged]
-            )
-        self._progress.write(time.time_ns(), judged=until)
+            self._judge_bins(start, end, silences=silences)
+            over = range(start // HOUR * HOUR, end - HOUR + 1, HOUR)
+            self._judge_hours([hour for hour in over if hour + HOUR > judged])
+        self._progress.write(judged=until)
 
-    def _judge_bins(self, since: int, until: int) -> None:
+    def _judge_bins(self, since: int, until: int, *, silences: bool) -> None:
         """Those of one day, or of a part of it."""
-        generation = time.time_ns()
+        generation = self._progress.generation()
         bins = {"since": since, "until": until, "generation": generation}
         self._judge_spikes(since, until, generation)
-        for name in self._by_bin:
+        by_bin = {name: kind for name, kind in self._by_bin.items() if silences or kind != "silence"}
+        for name in by_bin:
             self._connection.command(statement(name), bins, **IN_THE_BACKGROUND)
-        self._withdraw(["spike", *self._by_bin.values()], since, until, generation)
+        self._withdraw(["spike", *by_bin.values()], since, until, generation)
 
     def _judge_hours(self, hours: Sequence[int]) -> None:
         """What can be said of whole hours only, and by the hours like them; they are of one day."""
         if not hours:
             return
-        generation, day = time.time_ns(), hours[0] // DAY * DAY
+        generation, day = self._progress.generation(), hours[0] // DAY * DAY
         targets = [(hour - day) // HOUR for hour in hours]
         parameters = {"day": day, "targets": targets, "sources": [*hours_like(hours), *hours], "generation": generation}
         for name in _BY_HOUR:
@@ -104,7 +117,7 @@ class Detector:
         if not budgets:
             return
         month = datetime.fromtimestamp(last_bin, UTC).replace(day=1, hour=0, minute=0, second=0)
-        generation = time.time_ns()
+        generation = self._progress.generation()
         parameters = {
             "bin": last_bin,
             "month": int(month.timestamp()),

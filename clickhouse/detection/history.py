@@ -7,7 +7,6 @@ came late or were removed, is made anew, whatever it held before.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -25,8 +24,9 @@ _NEAR: Final = (-HOUR, 0, HOUR)
 # One core: questions and commits come first, and nobody waits for this.
 IN_THE_BACKGROUND: Final = {"max_threads": 1, "max_bytes_before_external_group_by": 1024**3}
 
+# Of tenant_slot, which keeps a row of zeros where an agent was erased, and agent_slot does not.
 _STALE_HOURS: Final = """
-SELECT DISTINCT toUnixTimestamp(toStartOfHour(slot)) AS hour FROM agent_slot
+SELECT DISTINCT toUnixTimestamp(toStartOfHour(slot)) AS hour FROM tenant_slot
 WHERE generation > {after:UInt64} AND slot >= toDateTime({since:UInt32}, 'UTC')
     AND slot < toDateTime({until:UInt32}, 'UTC')
 ORDER BY hour"""
@@ -62,39 +62,43 @@ class History:
         last = (until - 1) // HOUR * HOUR
         if reached.get("hours", 0) >= over and reached.get("norms", 0) >= last:
             return
-        generation = time.time_ns()
-        if reached.get("hours", 0) < over:
-            self._remake(self._stale(reached, over), over)
+        generation = self._progress.generation()
+        stale = self._stale(reached, over) if reached.get("hours", 0) < over else set()
+        self._remake(stale, over)
         day = since // DAY * DAY
         if reached.get("habits", 0) < day:
             self._run("agent_habits", day=day)
         # Of the days before too, at first: a silence may have begun in them.
-        for start in range(max(day - 8 * DAY, (reached.get("norms", 0) + HOUR) // DAY * DAY), day + DAY, DAY):
-            wanted = [
-                hour for hour in range(start, min(start + DAY, last + HOUR), HOUR) if hour > reached.get("norms", 0)
-            ]
+        known = reached.get("norms", min(stale, default=last) - HOUR)
+        for start in range(max(day - 8 * DAY, (known + HOUR) // DAY * DAY), day + DAY, DAY):
+            wanted = [hour for hour in range(start, min(start + DAY, last + HOUR), HOUR) if hour > known]
             self._norms(start, wanted, is_of_past=start < day)
         self._progress.write(
-            generation,
             slots=generation,
             hours=max(over, reached.get("hours", 0)),
             habits=max(day, reached.get("habits", 0)),
-            norms=max(last, reached.get("norms", 0)),
+            norms=max(last, known),
         )
+
+    def rewind(self, hour: int) -> None:
+        """Lets the hours from `hour` on be made once more, because the clock was set back to it.
+
+        What was made of them when they were still to come was made without their tokens, and of those that the clock
+        left out there are no norms of agents: everything they do would be a record.
+        """
+        reached = self._progress.read()
+        if reached.get("hours", 0) > hour:
+            logger.warning("detector: the clock was set back; what was made of the hours to come is made again")
+            before = hour // DAY * DAY - DAY
+            self._progress.write(hours=hour, norms=hour - HOUR, habits=min(reached.get("habits", 0), before))
 
     def _stale(self, reached: Mapping[str, int], over: int) -> set[int]:
         """Hours to be made: those of recounted slots, and all since the last time, with slots or silent."""
-        changed = self._connection.rows(
-            _STALE_HOURS,
-            {
-                "after": max(0, reached.get("slots", 0) - self._margin_ns),
-                "since": over - (DAYS + 2) * DAY,
-                "until": over,
-            },
-            IN_THE_BACKGROUND,
-        )
+        first = over - (DAYS + 2) * DAY
+        parameters = {"after": max(0, reached.get("slots", 0) - self._margin_ns), "since": first, "until": over}
+        changed = self._connection.rows(_STALE_HOURS, parameters, IN_THE_BACKGROUND)
         stale = {int(start) for (start,) in changed}
-        return stale | {*range(reached.get("hours", min(stale, default=over)), over, HOUR)}
+        return stale | {*range(max(first, reached.get("hours", min(stale, default=over))), over, HOUR)}
 
     def _norms(self, day: int, hours: Sequence[int], *, is_of_past: bool) -> None:
         targets = [(hour - day) // HOUR for hour in hours]
@@ -117,7 +121,9 @@ class History:
             logger.info("detector: %d hours of history made", len(stale))
 
     def _run(self, name: str, **parameters: object) -> None:
-        self._connection.command(statement(name), {**parameters, "generation": time.time_ns()}, **IN_THE_BACKGROUND)
+        self._connection.command(
+            statement(name), {**parameters, "generation": self._progress.generation()}, **IN_THE_BACKGROUND
+        )
 
 
 def hours_like(hours: Iterable[int]) -> list[int]:

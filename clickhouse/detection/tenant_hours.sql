@@ -1,18 +1,19 @@
 -- The hours of [since, until) of every tenant, from its first day on, empty ones included.
 INSERT INTO tenant_hour (tenant_id, hour, issued, filled, silent, generation)
 SELECT tenant_id, hour, tokens, bits,
-    -- A bin without tokens is as silent as the time from the end of the last one with some to its own end.
-    arrayMax(i -> if(bitTest(bits, i), 0, toUnixTimestamp(hour) + 300 * (i + 1) - greatest(before,
-        if(bitAnd(bits, bitShiftLeft(1, i) - 1) = 0, 0,
-            toUnixTimestamp(hour) + 300 * (1 + toUInt32(floor(log2(bitAnd(bits, bitShiftLeft(1, i) - 1))))))
-    )), range(12)),
+    -- A bin without tokens is as silent as the time from the end of the last one with some to its own end. A tenant is
+    -- not silent before its first token.
+    arrayMax((i, since) -> if(bitTest(bits, i) OR since = 0, 0, toUnixTimestamp(hour) + 300 * (i + 1) - since),
+        range(12),
+        arrayMap(i -> if(bitAnd(bits, bitShiftLeft(toUInt16(1), i) - 1) = 0, seen,
+            toUnixTimestamp(hour) + 300 * (1 + toUInt32(floor(log2(bitAnd(bits, bitShiftLeft(toUInt16(1), i) - 1)))))),
+            range(12))),
     {generation:UInt64}
 FROM
 (
-    SELECT tenant_id, hour, sum(count) AS tokens, groupBitOr(if(count > 0, toUInt16(bitShiftLeft(1, place)), toUInt16(0))) AS bits,
-        -- End of the last bin with tokens before this hour. A tenant is not silent before its first token.
-        max(if(bits > 0, toUnixTimestamp(hour) + 300 * (1 + toUInt32(floor(log2(bits)))), 0)) OVER before_this AS seen,
-        if(seen > 0, seen, toUnixTimestamp(hour) + 3600) AS before
+    SELECT tenant_id, hour, sum(count) AS tokens, groupBitOr(if(count > 0, bitShiftLeft(toUInt16(1), place), toUInt16(0))) AS bits,
+        -- End of the last bin with tokens before this hour; 0: none.
+        max(if(bits > 0, toUnixTimestamp(hour) + 300 * (1 + toUInt32(floor(log2(bits)))), 0)) OVER before_this AS seen
     FROM
     (
         SELECT tenant_id, toStartOfHour(slot) AS hour, intDiv(toMinute(slot), 5) + number AS place, count

@@ -2,11 +2,14 @@
 -- rests, than on any of 60 days. A score of 1 is the limit.
 INSERT INTO verdicts (tenant_id, kind, agent_id, bin, severity, score, observed, expected, detail, generation)
 SELECT tenant_id, 'unusual_hours', agent_id, {day:UInt32} + 3600 * target + 3300, 'ticket',
-    greatest(
+    -- What the agent did in an incident that is told already stays in the sums of three nights.
+    if(arrayExists(at -> at >= {day:UInt32} + 3600 * target - 212400 AND at < {day:UInt32} + 3600 * target + 3600, known),
         (now_1 - r1) / (0.5 * (r1 - best_1[middle]) + sqrt(r1) + 1) / 1.2,
-        (now_2 - r2) / (0.5 * (r2 - best_2[middle]) + sqrt(r2) + 1) / 0.9,
-        (now_3 - r3) / (0.5 * (r3 - best_3[middle]) + sqrt(r3) + 1) / 2.5,
-        (now_4 - r4) / (0.5 * (r4 - best_4[middle]) + sqrt(r4) + 1) / 0.8) AS how,
+        greatest(
+            (now_1 - r1) / (0.5 * (r1 - best_1[middle]) + sqrt(r1) + 1) / 1.2,
+            (now_2 - r2) / (0.5 * (r2 - best_2[middle]) + sqrt(r2) + 1) / 0.9,
+            (now_3 - r3) / (0.5 * (r3 - best_3[middle]) + sqrt(r3) + 1) / 2.5,
+            (now_4 - r4) / (0.5 * (r4 - best_4[middle]) + sqrt(r4) + 1) / 0.8)) AS how,
     now_2, r2, '', {generation:UInt64}
 FROM
 (
@@ -37,12 +40,10 @@ FROM
     LEFT JOIN
     (
         SELECT tenant_id, agent_id, groupArray(toUnixTimestamp(bin)) AS known_at FROM verdicts FINAL
-        WHERE kind IN ('spike', 'waste') AND score > 1 AND bin >= toDateTime({day:UInt32} - 216000, 'UTC')
+        WHERE kind IN ('spike', 'waste') AND severity = 'page' AND score > 1 AND bin >= toDateTime({day:UInt32} - 216000, 'UTC')
             AND bin < toDateTime({day:UInt32} + 86400, 'UTC')
         GROUP BY tenant_id, agent_id
     ) AS incidents USING (tenant_id, agent_id)
     GROUP BY tenant_id, agent_id, target
 )
--- What the agent did in an incident that is told already stays in these sums for two and a half days.
-WHERE how > 1 AND NOT arrayExists(at -> at >= {day:UInt32} + 3600 * target - 212400
-    AND at < {day:UInt32} + 3600 * target + 3600, known)
+WHERE how > 1

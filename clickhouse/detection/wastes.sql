@@ -31,7 +31,7 @@ FROM
                 )
                 WHERE content.1 = 'success' AND content.5 > 0
             )
-                WINDOW chain AS (PARTITION BY tenant_id, agent_id, scope, address ORDER BY at ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)
+                WINDOW chain AS (PARTITION BY tenant_id, agent_id, scope, address ORDER BY at, lifetime ROWS BETWEEN 1 PRECEDING AND CURRENT ROW)
             )
             WHERE at >= toDateTime64({since:UInt32}, 3, 'UTC')
             GROUP BY tenant_id, agent_id, address, bin
