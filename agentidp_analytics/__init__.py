@@ -4,6 +4,7 @@ cli                  the commands; one line and an exit status for whatever goes
 options, settings    what may be given, and what it means together
 files                the files that settings name, and the metrics of them
 service              a running service: opened in order, closed in the opposite order
+budgets_file         budgets, read again when they change
 measuring            the store's size, every minute
 store_commands       migrate, ingest, export, verify, erase; with backfill and progress for files,
                      ingest_client for a service that runs

@@ -14,6 +14,7 @@ agent_detail         one agent, closely; alert_json is both as JSON
 removal              retention and erasure
 audit, daily         everything recounted and compared; what is done every night
 export               every event, to take elsewhere
+budget               a monthly number of tokens, for the detector
 store                all of this put together once a process; metrics of it, and its size on disk
 cluster, failover    which servers make a shard, which is its primary, and how another becomes it
 sharded              a store over several shards
