@@ -27,11 +27,10 @@ FROM
     SELECT tenant_id, kind, agent_id, any({_QUIET}) AS quiet,
         arrayJoin(arraySplit(
             (row, pause, turn) -> pause > quiet OR turn != 0, arraySort(groupArray(
-                (toUnixTimestamp(bin),
+                (toUnixTimestamp(bin), toYYYYMM(bin),
                     (transform(severity, ['page', 'ticket'], [2, 1], 0), score, observed, expected, detail)))
-            ) AS rows, arrayDifference(rows.1),
-            arrayDifference(arrayMap(at -> toYYYYMM(toDateTime(at, 'UTC')), rows.1)))) AS episode,
-        episode[1].1 AS first, episode[-1].1 AS last, arrayMax(episode.2) AS worst
+            ) AS rows, arrayDifference(rows.1), arrayDifference(rows.2))) AS episode,
+        episode[1].1 AS first, episode[-1].1 AS last, arrayMax(episode.3) AS worst
     FROM verdicts FINAL
     WHERE score > 1 {{whose}}
         AND bin >= toDateTime(toStartOfMonth(toDateTime({{since:UInt32}} - 90000, 'UTC')), 'UTC')
