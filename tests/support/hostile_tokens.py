@@ -155,7 +155,8 @@ class Answer:
 
 async def send(host: str, port: int, path: str, attack: Attack) -> Answer:
     """Sends the request of `attack` to `path` and reads the answer to its end."""
-    lines = [f"GET {path}{attack.target} HTTP/1.1".encode(), f"Host: {host}:{port}".encode(), b"Connection: close"]
+    target = attack.target.replace("?", "&") if "?" in path else attack.target  # behind what the path needs itself
+    lines = [f"GET {path}{target} HTTP/1.1".encode(), f"Host: {host}:{port}".encode(), b"Connection: close"]
     lines += [name.encode() + b": " + value for name, value in attack.headers]
     if attack.body:
         lines.append(f"Content-Length: {len(attack.body)}".encode())
