@@ -2,7 +2,7 @@
 -- them is worth knowing, and no more; that it suddenly has, because it was issued more, is a change.
 INSERT INTO verdicts (tenant_id, kind, agent_id, bin, severity, score, observed, expected, detail, generation)
 SELECT tenant_id, 'dominance', agent_id, {day:UInt32} + 3600 * target + 3300,
-    if(usual_share < 0.4 AND tokens > 2 * 288 * mean AND total >= 500, 'ticket', 'info'), share / 0.8, share, usual_share,
+    if(usual_share < 0.4 AND tokens > 5 * 288 * mean AND total >= 500, 'ticket', 'info'), share / 0.8, share, usual_share,
     '', {generation:UInt64}
 FROM
 (

@@ -34,8 +34,11 @@ ORDER BY hour"""
 # A recount takes its generation before it reads, and its rows are there when it ends: rows with a lower one than those
 # seen may still come for this long.
 RECOUNT_SECONDS: Final = 600.0
-# Of one statement, which bounds its memory.
-_HOURS_AT_ONCE: Final = 24
+# Agents times hours of one statement, which bounds its memory; a day at most.
+_AGENT_HOURS_AT_ONCE: Final = 50_000
+_MOST_HOURS_AT_ONCE: Final = 24
+_AGENTS: Final = """
+SELECT uniq(tenant_id, agent_id) FROM agent_day WHERE day >= toDate(toDateTime({since:UInt32}, 'UTC'))"""
 # What an hour changes in others: windows of its tokens end in the next one, silences for days, spreads for 60 hours.
 _SPREAD_HOURS: Final = 60
 
@@ -108,16 +111,20 @@ class History:
                 self._run("agent_norms", day=day, targets=targets, sources=_hours_of_same_dates(hours))
 
     def _remake(self, stale: set[int], hour: int) -> None:
-        for since, until in _stretches(stale | {start + HOUR for start in stale}, hour):
+        if not stale:
+            return
+        agents = self._connection.rows(_AGENTS, {"since": min(stale)}, IN_THE_BACKGROUND)[0][0]
+        most = max(1, min(_MOST_HOURS_AT_ONCE, _AGENT_HOURS_AT_ONCE // max(1, agents)))
+        for since, until in _stretches(stale | {start + HOUR for start in stale}, hour, most):
             self._run("agent_hours", since=since, until=until)
             if self._events:
                 self._run("agent_wastes", since=since, until=until)
                 self._run("agent_networks", since=since, until=until)
-        for since, until in _stretches(_widened(stale, 48), hour):
+        for since, until in _stretches(_widened(stale, 48), hour, most):
             self._run("tenant_hours", since=since, until=until)
-        for since, until in _stretches(_widened(stale, _SPREAD_HOURS), hour):
+        for since, until in _stretches(_widened(stale, _SPREAD_HOURS), hour, most):
             self._run("agent_spread", since=since, until=until)
-        if len(stale) > 2 * _HOURS_AT_ONCE:
+        if len(stale) > 2 * _MOST_HOURS_AT_ONCE:
             logger.info("detector: %d hours of history made", len(stale))
 
     def _run(self, name: str, **parameters: object) -> None:
@@ -143,11 +150,11 @@ def _widened(starts: Iterable[int], hours: int) -> set[int]:
     return {start + later * HOUR for start in starts for later in range(hours)}
 
 
-def _stretches(starts: set[int], until: int) -> Iterator[tuple[int, int]]:
-    """Half-open stretches of at most a day that cover these hours before `until`."""
+def _stretches(starts: set[int], until: int, most: int) -> Iterator[tuple[int, int]]:
+    """Half-open stretches of at most `most` hours that cover these hours before `until`."""
     first = last = None
     for start in sorted(start for start in starts if start < until):
-        if first is not None and last is not None and start == last and start - first < _HOURS_AT_ONCE * HOUR:
+        if first is not None and last is not None and start == last and start - first < most * HOUR:
             last = start + HOUR
             continue
         if first is not None and last is not None:
