@@ -12,6 +12,7 @@ was done. If it does not, nothing was deleted, and what was counted may be more 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -134,7 +135,10 @@ class Removal:
         *,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        detecting: threading.Lock | None = None,
     ) -> None:
+        """`detecting`: held by the detector of this process while it works."""
+        self._detecting = detecting or threading.Lock()
         self._clock = clock
         self._connection = connection
         self._writer = writer
@@ -230,7 +234,9 @@ class Removal:
         with self._upkeep.paused():
             # Marked before their rollups go: until the recount, after a crash too, answers come from the events.
             self._mark(_scope(first).slots_left, first)
-            self._delete_rollups(first)
+            # What the detector has read already it would write once more, after it was deleted.
+            with self._detecting:
+                self._delete_rollups(first)
         # What came while its day or tenant was being removed has lost its rollups with the others'.
         self._recount(_scope(first).slots_left, first)
         if first.tenant_id and not first.before and not first.agent_id:

@@ -10,8 +10,7 @@ from clickhouse.connection import Connection
 from clickhouse.errors import StoreError, StoreSetupError, StoreTooNewError
 
 _FILE_NAME: Final = re.compile(r"([0-9]{4})_([a-z0-9_]+)\.sql")
-_IS_DATA: Final = re.compile(r"INSERT INTO \w+ ")
-_ALTER: Final = re.compile(r"ALTER TABLE \w+\n")
+_CHANGE: Final = re.compile(r"ALTER TABLE \w+\n|INSERT INTO \w+ ")
 _CREATE: Final = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+)\n")
 _ENGINE: Final = re.compile(r"ENGINE = (\w*MergeTree)(?:\(([^)]*)\))?\n")
 
@@ -75,7 +74,7 @@ class Replica(NamedTuple):
 def make(connection: Connection, replica: Replica) -> None:
     """Makes the tables on one replica; those that are there stay. Raises StoreError."""
     for statement in (_PLACEMENT_TABLE, _HISTORY_TABLE, *(each for step in migrations() for each in step.statements)):
-        if not _IS_DATA.match(statement):  # which the replicas have from the primary
+        if _CREATE.search(statement):  # changes and data come from the primary
             connection.command(ddl(statement, replica))
 
 
@@ -128,7 +127,7 @@ def ddl(statement: str, replica: Replica | None, *, embedded: bool = False) -> s
     """
     if replica is None:
         return statement.replace("\nSETTINGS ", f"\nSETTINGS {_EMBEDDED_SETTINGS}, ") if embedded else statement
-    if _IS_DATA.match(statement) or _ALTER.match(statement):
+    if _CHANGE.match(statement):
         return statement
     create, engine = _CREATE.search(statement), _ENGINE.search(statement)
     if create is None or engine is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
@@ -48,7 +49,8 @@ class Store:
         self.metrics = metrics or StoreMetrics(registry, self.segments.dirty_slots)
         self.writer = Writer(connection, self.segments, clock=clock)
         self.upkeep = Upkeep(connection, self.segments, Rollups(connection), self.metrics, clock=clock)
-        self.removal = Removal(connection, self.writer, self.upkeep, clock=clock)
+        self._detecting = threading.Lock()
+        self.removal = Removal(connection, self.writer, self.upkeep, clock=clock, detecting=self._detecting)
 
     def queries(self, seconds: float = 30.0) -> Queries:
         """The tenant's questions; the engine ends a statement after `seconds`."""
@@ -69,7 +71,7 @@ class Store:
 
     def detector(self, budgets: Callable[[], Sequence[Budget]] = lambda: ()) -> Detector:
         """The detector; one thread of a process may use it. `budgets` is asked at each round."""
-        return Detector(self.connection, clock=self._clock, budgets=budgets)
+        return Detector(self.connection, clock=self._clock, budgets=budgets, working=self._detecting)
 
     def daily(self, retention_days: int | None) -> DailyRound:
         """What is done every night; `retention_days` None keeps all."""

@@ -7,6 +7,7 @@ an event that comes late, or twice, counts as it counts everywhere.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -54,11 +55,16 @@ class Detector:
         recount_seconds: float = RECOUNT_SECONDS,
         events: bool = True,
         budgets: Callable[[], Sequence[Budget]] = lambda: (),
+        working: threading.Lock | None = None,
     ) -> None:
-        """`recount_seconds`: see History; `events` False: there are rollups only, and nothing to see but counts."""
+        """`recount_seconds`: see History; `events` False: there are rollups only, and nothing to see but counts.
+
+        `budgets` is asked at each round; `working` is held while one lasts, so that a removal can wait for its end.
+        """
         self._connection = connection
         self._clock = clock
         self._budgets = budgets
+        self._working = working or threading.Lock()
         self._loops = Loops()
         self._progress = Progress(connection)
         self._history = History(connection, self._progress, recount_seconds, events=events)
@@ -66,6 +72,10 @@ class Detector:
 
     def tick(self) -> None:
         """Judges the bins that are over; those of the last hour again."""
+        with self._working:
+            self._tick()
+
+    def _tick(self) -> None:
         until = int(self._clock()) // BIN * BIN
         reached = self._progress.read()
         back = reached.get("back", 0)

@@ -35,7 +35,8 @@ ORDER BY (tenant_id, slot, segment)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
 -- Rollups are recomputed, never added to: the row with the highest generation is the whole truth of its key, so a
--- double count cannot be expressed. last_issued_ms: milliseconds since the epoch of the last issued token, 0: none.
+-- double count cannot be expressed. last_issued_ms: milliseconds since the epoch of the last issued token, 0: none. issued_5,
+-- issued_10: tokens of the minutes 5 to 9 and 10 to 14.
 CREATE TABLE IF NOT EXISTS agent_slot
 (
     tenant_id LowCardinality(String),
@@ -44,6 +45,8 @@ CREATE TABLE IF NOT EXISTS agent_slot
     issued UInt64 CODEC(T64, ZSTD(1)),
     failed UInt64 CODEC(T64, ZSTD(1)),
     last_issued_ms UInt64 CODEC(T64, ZSTD(1)),
+    issued_5 UInt64 CODEC(T64, ZSTD(1)),
+    issued_10 UInt64 CODEC(T64, ZSTD(1)),
     generation UInt64 CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree(generation)

@@ -1,4 +1,5 @@
--- Five-minute resolution for the detector, without a row more: tokens of the minutes 5 to 9 and 10 to 14 of a slot.
+-- Five-minute resolution for the detector, without a row more. Stores of today have these columns from the first step on:
+-- a replica that joins later has to make its tables as the others are.
 ALTER TABLE agent_slot
     ADD COLUMN IF NOT EXISTS issued_5 UInt64 CODEC(T64, ZSTD(1)) AFTER last_issued_ms,
     ADD COLUMN IF NOT EXISTS issued_10 UInt64 CODEC(T64, ZSTD(1)) AFTER issued_5;

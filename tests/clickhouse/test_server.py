@@ -401,6 +401,9 @@ def test_the_engine_parses_the_schema_of_a_cluster(server_store: Connection) -> 
     for migration in schema.migrations():
         for statement in migration.statements:
             made = schema.ddl(statement, schema.Replica(2, "ch-2b's"))
+            if not statement.startswith("CREATE TABLE"):  # a change, which replicas have from each other, or data
+                assert made == statement
+                continue
             formatted = server_store.rows("SELECT formatQuery({ddl:String})", {"ddl": made})[0][0]
             path = re.search(r"Replicated\w*MergeTree\('([^']*)', 'ch-2b\\'s'(, \w+)?\)", formatted)
             assert path is not None, formatted
