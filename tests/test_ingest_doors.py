@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agentidp_analytics.backfill import Reject, backfill
@@ -68,6 +68,7 @@ def by_http(line: bytes) -> Outcome:
 
 @given(LINE)
 def test_any_line_gives_the_same_through_both_doors(line: bytes) -> None:
+    assume(not line.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))  # a file that begins so is packed
     assert by_file(line) == by_http(line)
 
 
