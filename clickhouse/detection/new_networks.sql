@@ -16,9 +16,9 @@ FROM
         arrayUniq(arrayFilter((w, f) -> f > novel_since - 2419200 AND f < novel_since - 43200 AND f > born + 259200, wides, firsts)) AS wide_changes,
         multiIf(
             novel_since + 86400 <= toUnixTimestamp(bin) OR novel_since < born + 864000, 0,
-            changes = 0, tokens / 2.5,
+            changes = 0 AND arrayCount(f -> f < novel_since, firsts) < 3, tokens / 2.5,
             is_near, 0,
-            changes <= 3, tokens / 2.5,
+            changes <= 3, tokens / 10,
             wide_changes <= 2, tokens / 10,
             0) AS page,
         multiIf(page > 1, page, page > 0, 1.01, 0) AS how, if(page > 1, 'page', 'ticket') AS level
